@@ -1,0 +1,132 @@
+"""Builds the program out of its commands, and reports what users can act on, once for all."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from gpuledger import __version__
+from gpuledger.cli.output import echo_error
+from gpuledger.errors import LedgerError
+
+COMMANDS: Mapping[str, str] = {
+    "init": "sweeps",
+    "work": "work",
+    "status": "status",
+    "tasks": "tasks",
+    "show": "tasks",
+    "logs": "logs",
+    "events": "events",
+    "results": "results",
+    "retry": "change",
+    "cancel": "change",
+    "set": "change",
+    "pause": "sweeps",
+    "resume": "sweeps",
+}
+"""Each command and the module of `gpuledger.cli` whose `app` has it, in the order of the help."""
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE: what `head` does to every other program
+
+# Public under this name only; typer has its own copy of click in some versions.
+UsageError: Any = typer.BadParameter.__base__
+
+
+class CommandGroup(TyperGroup):
+    """Imports a command's module when the command is asked for; the others cost nothing."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command, its module imported; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            for known in COMMANDS:  # "did you mean" looks at what is loaded
+                self.get_command(ctx, known)
+            return None
+        if cmd_name not in self.commands:
+            module = importlib.import_module(f"gpuledger.cli.{COMMANDS[cmd_name]}")
+            found = typer.main.get_group(module.app).commands
+            for command in found.values():
+                command.rich_markup_mode = None  # help as plain as other programs'
+            self.commands.update(found)
+        return self.commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a reader that went away (`| head`) ends it silently."""
+        try:
+            super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # Python flushes once more when it ends, which must not fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from error
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
+        """Run the command line and exit; what a user can act on becomes two lines on stderr."""
+        try:
+            sys.exit(super().main(args, **{**options, "standalone_mode": False}))
+        except LedgerError as error:
+            echo_error(error.problem, hint=error.hint)
+            sys.exit(error.exit_code)
+        except UsageError as error:
+            _report_usage(error)
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, typer.Abort):
+            sys.exit(INTERRUPTED)
+
+
+def _report_usage(error: Any) -> None:
+    message = error.format_message().strip()
+    if not message:  # the help was printed instead
+        return
+    command = error.ctx.command_path if error.ctx else "gpuledger"
+    echo_error(
+        message[:1].lower() + message[1:].removesuffix("."),
+        hint=f"'{command} --help' shows how it is used",
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gpuledger {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def gpuledger(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Run sweeps on GPU machines that share a file system: one SQLite ledger, no daemon.
+
+    \b
+    gpuledger init sweep.toml     every point of the sweep becomes a task
+    gpuledger work --gpu 0        run tasks on a GPU, on as many machines as you like
+    gpuledger status              watch them
+    gpuledger retry --failed      put failures back, after a fix
+    """

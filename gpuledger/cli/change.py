@@ -1,0 +1,192 @@
+"""The commands that change tasks: retry, cancel, set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gpuledger.cli.find import open_ledger
+from gpuledger.cli.options import AsJson, ErrorText, LedgerDir, Sweep, TaskNames, WorkerName
+from gpuledger.cli.output import echo, echo_json
+from gpuledger.cli.shapes import task_change_shape
+from gpuledger.errors import BadUsage
+from gpuledger.model import Selection, TaskChange, TaskState
+from gpuledger.sweep import parse_assignment
+
+app = typer.Typer()
+
+NAMES_TOLD = 5
+
+
+@app.command()
+def retry(
+    tasks: TaskNames = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All failed tasks.")] = False,
+    completed: Annotated[
+        bool, typer.Option("--completed", help="Completed ones, too: their results are redone.")
+    ] = False,
+    error: ErrorText = None,
+    sweep: Sweep = None,
+    worker: WorkerName = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Give the tasks another value of a parameter; may be repeated.",
+        ),
+    ] = None,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put ended tasks back into the queue, their failures forgiven.
+
+    Names mean failed and cancelled tasks. Running ones are never touched, completed ones only
+    with --completed. The history of earlier attempts stays.
+
+    \b
+    gpuledger retry --failed
+    gpuledger retry --failed --error "CUDA out of memory"
+    gpuledger retry exp1_0_42 --set model.name=resnet18
+    """
+    states = _states_to_retry(tasks, failed=failed, completed=completed, error=error, sweep=sweep)
+    selection = Selection(
+        names=tuple(tasks or ()), sweep=sweep, states=states, error=error, worker=worker
+    )
+    params: dict[str, Any] = dict(parse_assignment(text) for text in assignments or ())
+    change = open_ledger(ledger).retry(selection, completed=completed, params=params)
+    if as_json:
+        echo_json(task_change_shape(change))
+        return
+    _tell("Retried", change)
+    if change.skipped.get(TaskState.COMPLETED):
+        echo("Completed tasks are retried with --completed.")
+    for name in change.resumed:
+        echo(f"Sweep {name}, paused because of its failures, goes on.")
+
+
+@app.command()
+def cancel(
+    tasks: TaskNames = None,
+    sweep: Sweep = None,
+    error: ErrorText = None,
+    worker: WorkerName = None,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="Stop running tasks now, instead of after this attempt.")
+    ] = False,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take tasks out of the queue; 'gpuledger retry TASK' puts them back.
+
+    A running task goes on until its attempt ends, or is stopped with --kill. Completed tasks
+    stay completed.
+
+    \b
+    gpuledger cancel exp1_0_42 exp1_1_42
+    gpuledger cancel --sweep exp1 --kill
+    """
+    if not (tasks or sweep or error or worker):
+        raise BadUsage(
+            "nothing says which tasks to cancel; nothing was changed",
+            hint="name them, or say --sweep NAME, --error TEXT or --worker NAME",
+        )
+    selection = Selection(names=tuple(tasks or ()), sweep=sweep, error=error, worker=worker)
+    change = open_ledger(ledger).cancel(selection, kill=kill)
+    if as_json:
+        echo_json(task_change_shape(change))
+        return
+    _tell("Cancelled", change, running_is_left=False)
+    if change.running and kill:
+        echo(f"{_tasks(change.running)} running: the workers were told to stop now.")
+    elif change.running:
+        echo(
+            f"{_tasks(change.running)} running: cancelled when the attempt ends badly"
+            " (--kill stops it now)."
+        )
+
+
+@app.command("set")
+def set_(
+    tasks: TaskNames = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            "--priority",
+            "-p",
+            metavar="N",
+            help="Higher runs first; 0 is usual.",
+            show_default=False,
+        ),
+    ] = None,
+    sweep: Sweep = None,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give tasks another priority: the highest is claimed first.
+
+    \b
+    gpuledger set exp1_0_42 --priority 10
+    gpuledger set --sweep exp1 --priority -1
+    """
+    if priority is None:
+        raise BadUsage(
+            "nothing says what to set; nothing was changed", hint="add --priority NUMBER"
+        )
+    if not (tasks or sweep):
+        raise BadUsage(
+            "nothing says which tasks to set; nothing was changed",
+            hint="name them, or say --sweep NAME",
+        )
+    if abs(priority) > 2**31:
+        raise BadUsage(
+            f"a priority is a number of at most {2**31}, not {priority}; nothing was changed",
+            hint="small numbers do: 0 is usual, higher runs first",
+        )
+    selection = Selection(names=tuple(tasks or ()), sweep=sweep)
+    changed = open_ledger(ledger).set_priority(selection, priority)
+    if as_json:
+        echo_json({"changed": changed, "priority": priority})
+    else:
+        echo(f"{_tasks(changed)} now of priority {priority}; ended ones are left alone.")
+
+
+def _states_to_retry(
+    tasks: list[str] | None,
+    *,
+    failed: bool,
+    completed: bool,
+    error: str | None,
+    sweep: str | None,
+) -> frozenset[TaskState]:
+    """Return the states that are meant; empty means all, of which only ended ones change."""
+    if failed or (error is not None and not tasks):
+        return frozenset({TaskState.FAILED, *([TaskState.COMPLETED] if completed else [])})
+    if tasks:
+        return frozenset()
+    if completed and sweep:
+        return frozenset({TaskState.COMPLETED})
+    raise BadUsage(
+        "nothing says which tasks to retry; nothing was changed",
+        hint="say --failed, name tasks, or say --completed together with --sweep NAME",
+    )
+
+
+def _tell(did: str, change: TaskChange, *, running_is_left: bool = True) -> None:
+    """Print what was done, and what was left alone."""
+    if change.changed:
+        names = ", ".join(change.names[:NAMES_TOLD])
+        more = change.changed - len(change.names[:NAMES_TOLD])
+        echo(f"{did} {_tasks(change.changed)}: {names}{f' and {more} more' if more else ''}.")
+    else:
+        echo(f"{did} no task: none of those selected was in a state for it.")
+    left = {str(state): count for state, count in change.skipped.items() if count}
+    if change.running and running_is_left:
+        left = {"running": change.running, **left}
+    if left:
+        echo("Left alone: " + ", ".join(f"{count} {state}" for state, count in left.items()) + ".")
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"

@@ -1,0 +1,131 @@
+"""Says what `--json` prints: instants as ISO-8601 in UTC, durations in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from gpuledger.clock import iso
+from gpuledger.model import (
+    AttemptRecord,
+    Counts,
+    Event,
+    FailureView,
+    Snapshot,
+    SweepChange,
+    SweepView,
+    TaskChange,
+    TaskRecord,
+    WorkerView,
+)
+
+Shape = dict[str, Any]
+
+
+def status_shape(snapshot: Snapshot) -> Shape:
+    """Return what `status --json` prints."""
+    return {
+        "counts": _counts(snapshot.counts),
+        "sweeps": [_sweep(view) for view in snapshot.sweeps],
+        "workers": [_worker(view) for view in snapshot.workers],
+        "failures": [_failure(view) for view in snapshot.failures],
+        "eta_s": snapshot.eta_s,
+    }
+
+
+def task_shape(record: TaskRecord) -> Shape:
+    """Return one element of what `tasks --json` prints, and all that `show --json` does."""
+    return {
+        "task": record.task,
+        "sweep": record.sweep,
+        "state": record.state,
+        "params": dict(record.params),
+        "seed": record.seed,
+        "failures": record.failures,
+        "losses": record.losses,
+        "max_attempts": record.max_attempts,
+        "last_error": record.last_error,
+        "result": None if record.result is None else dict(record.result),
+        "attempts": [_attempt(attempt) for attempt in record.attempts],
+    }
+
+
+def event_shape(event: Event) -> Shape:
+    """Return one element of what `events --json` prints."""
+    return {
+        "id": event.id,
+        "at": iso(event.at),
+        "kind": event.kind,
+        "task": event.task,
+        "number": event.number,
+        "worker": event.worker,
+        "data": dict(event.data),
+    }
+
+
+def result_shape(record: TaskRecord) -> Shape:
+    """Return one element of what `results --format json` prints."""
+    return {
+        "task": record.task,
+        "sweep": record.sweep,
+        "state": record.state,
+        "seed": record.seed,
+        "params": dict(record.params),
+        "metrics": dict(record.result or {}),
+    }
+
+
+def task_change_shape(change: TaskChange) -> Shape:
+    """Return what `retry --json` and `cancel --json` print."""
+    return {
+        "changed": change.changed,
+        "running": change.running,
+        "skipped": {str(state): count for state, count in change.skipped.items()},
+        "names": list(change.names),
+        "resumed": list(change.resumed),
+    }
+
+
+def sweep_change_shape(change: SweepChange) -> Shape:
+    """Return what `init --json` prints, but for the ledger's folder."""
+    return {**asdict(change), "settings_changed": list(change.settings_changed)}
+
+
+def _counts(counts: Counts) -> Shape:
+    return {**asdict(counts), "total": counts.total}
+
+
+def _sweep(view: SweepView) -> Shape:
+    return {
+        "name": view.name,
+        "counts": _counts(view.counts),
+        "created_at": iso(view.created_at),
+        "paused": view.paused,
+        "mean_s": view.mean_s,
+        "eta_s": view.eta_s,
+    }
+
+
+def _worker(view: WorkerView) -> Shape:
+    shape = {**asdict(view), "gpus": [asdict(gpu) for gpu in view.gpus]}
+    del shape["nonce"]  # tells nobody anything
+    return shape
+
+
+def _failure(view: FailureView) -> Shape:
+    return {**asdict(view), "ended_at": iso(view.ended_at)}
+
+
+def _attempt(attempt: AttemptRecord) -> Shape:
+    return {
+        "number": attempt.number,
+        "worker": attempt.worker,
+        "outcome": attempt.outcome,
+        "exit_code": attempt.exit_code,
+        "signal": attempt.signal,
+        "started_at": iso(attempt.started_at),
+        "ended_at": iso(attempt.ended_at),
+        "error": attempt.error,
+        "traceback": attempt.traceback,
+        "log": attempt.log,
+    }

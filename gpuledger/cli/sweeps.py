@@ -1,0 +1,229 @@
+"""The commands about whole sweeps: init, pause, resume."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuledger.cli.find import DATABASE_NAME, folder_to_use, open_ledger
+from gpuledger.cli.options import AsJson, LedgerDir, SweepName
+from gpuledger.cli.output import echo, echo_json, note
+from gpuledger.cli.shapes import sweep_change_shape
+from gpuledger.errors import BadUsage
+from gpuledger.ledger import Ledger
+from gpuledger.model import SweepChange, SweepSpec
+from gpuledger.queries import task_name
+from gpuledger.sweep import parse_duration, read_sweep, render_command
+
+app = typer.Typer()
+
+COMMANDS_SHOWN = 3
+LEASE_S = 60.0
+HEARTBEAT_S = 5.0
+BEATS_PER_LEASE = 3
+
+
+@app.command()
+def init(
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file.", show_default=False)
+    ],
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Cancel pending tasks that are no longer in the file."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first commands and change nothing.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Accept an unusually large sweep.")
+    ] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Open a new ledger to the folder's group.")
+    ] = False,
+    lease: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="New ledger: a worker silent for so long loses its task [default: 60s].",
+        ),
+    ] = None,
+    heartbeat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="New ledger: time between two signs of life of a worker [default: 5s].",
+        ),
+    ] = None,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn every point of a sweep file into a task.
+
+    The tasks go into the ledger found here or in a folder above; without
+    one, a new .gpuledger is made in the current folder. Run again after a
+    change of the file, it adds the new points; equal ones keep their name,
+    state and history, and run settings change for all that is not completed.
+
+    \b
+    gpuledger init sweep.toml --dry-run
+    gpuledger init sweep.toml
+    gpuledger init sweep.toml --prune
+    """
+    spec = read_sweep(file, allow_large=yes)
+    folder = folder_to_use(ledger)
+    if dry_run:
+        _show_plan(spec, folder, as_json=as_json)
+        return
+    times = _times(lease, heartbeat)
+    is_new = not (folder / DATABASE_NAME).exists()
+    opened = _make(folder, times, shared=shared) if is_new else Ledger.open(folder)
+    if not is_new:
+        _require_same(opened, times, shared=shared)
+    change = opened.add_sweep(spec, prune=prune)
+    if as_json:
+        echo_json({"ledger": str(opened.folder), **sweep_change_shape(change)})
+        return
+    echo(f"Ledger: {opened.folder}{' (new)' if is_new else ''}")
+    for line in _told(change):
+        echo(line)
+    if change.added:
+        note("Next: gpuledger work --gpu 0 (or --gpus all, or --cpu), and gpuledger status")
+
+
+@app.command()
+def pause(
+    sweep: SweepName = None,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why; 'gpuledger status' shows it.")
+    ] = "by an operator",
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a sweep, or all: running tasks go on, no other one is started.
+
+    \b
+    gpuledger pause
+    gpuledger pause exp1 --reason "the data set is being moved"
+    """
+    names = open_ledger(ledger).pause(sweep, reason=reason)
+    if as_json:
+        echo_json({"paused": list(names)})
+    elif names:
+        echo(f"Paused: {', '.join(names)}. 'gpuledger resume' lets it go on.")
+    else:
+        echo("Paused nothing: it is paused already.")
+
+
+@app.command()
+def resume(sweep: SweepName = None, ledger: LedgerDir = None, as_json: AsJson = False) -> None:
+    """Let a paused sweep, or all, go on.
+
+    \b
+    gpuledger resume
+    gpuledger resume exp1
+    """
+    names = open_ledger(ledger).resume(sweep)
+    if as_json:
+        echo_json({"resumed": list(names)})
+    elif names:
+        echo(f"Resumed: {', '.join(names)}.")
+    else:
+        echo("Resumed nothing: it is not paused.")
+
+
+def _times(lease: str | None, heartbeat: str | None) -> tuple[float | None, float | None]:
+    """Return lease and heartbeat in seconds, as far as the user gave them."""
+    lease_s = None if lease is None else parse_duration(lease)
+    heartbeat_s = None if heartbeat is None else parse_duration(heartbeat)
+    longest_s = (LEASE_S if lease_s is None else lease_s) / BEATS_PER_LEASE
+    if heartbeat_s is not None and not 0 < heartbeat_s <= longest_s:
+        raise BadUsage(
+            f"a heartbeat of {heartbeat_s:g} s is too slow for this lease; nothing was changed",
+            hint=f"a third of the lease at most: --heartbeat {longest_s:g}s",
+        )
+    if lease_s is not None and lease_s < 1:
+        raise BadUsage(
+            f"a lease of {lease_s:g} s is too short; nothing was changed",
+            hint="at least 1s; the usual 60s survives a busy file server",
+        )
+    return lease_s, heartbeat_s
+
+
+def _make(folder: Path, times: tuple[float | None, float | None], *, shared: bool) -> Ledger:
+    lease_s, heartbeat_s = times
+    lease_s = LEASE_S if lease_s is None else lease_s
+    if heartbeat_s is None:
+        heartbeat_s = min(HEARTBEAT_S, lease_s / BEATS_PER_LEASE)
+    return Ledger.create(folder, lease_s=lease_s, heartbeat_s=heartbeat_s, shared=shared)
+
+
+def _require_same(
+    opened: Ledger, times: tuple[float | None, float | None], *, shared: bool
+) -> None:
+    """Refuse what only a new ledger can be given, unless it is so already."""
+    lease_s, heartbeat_s = times
+    asked = {
+        "--lease": lease_s not in (None, opened.lease_s),
+        "--heartbeat": heartbeat_s not in (None, opened.heartbeat_s),
+        "--shared": shared and not opened.folder.stat().st_mode & stat.S_ISGID,
+    }
+    for option, differs in asked.items():
+        if differs:
+            raise BadUsage(
+                f"{option} is for a new ledger, {opened.folder} is there already; "
+                "nothing was changed",
+                hint=f"leave {option} out, or begin a new ledger elsewhere with --ledger DIR",
+            )
+
+
+def _show_plan(spec: SweepSpec, folder: Path, *, as_json: bool) -> None:
+    commands = []
+    for task in itertools.islice(spec.tasks(), COMMANDS_SHOWN):
+        name = task_name(spec.name, task.point, task.seed)
+        commands.append(
+            render_command(
+                spec.settings,
+                params=task.params,
+                seed=task.seed,
+                task=name,
+                task_dir=str(folder / "runs" / name / "files"),
+            )
+        )
+    if as_json:
+        plan = {"sweep": spec.name, "tasks": spec.task_count, "workdir": spec.settings.workdir}
+        echo_json({**plan, "commands": [list(command) for command in commands]})
+        return
+    echo(f"Sweep {spec.name}: {_tasks(spec.task_count)}, run in {spec.settings.workdir}")
+    for command in commands:
+        echo(f"  {shlex.join(command)}")
+    if spec.task_count > len(commands):
+        echo(f"  ... and {spec.task_count - len(commands)} more")
+    note("Nothing was changed (--dry-run).")
+
+
+def _told(change: SweepChange) -> list[str]:
+    """Return what `init` did, in numbers."""
+    if change.created:
+        return [f"Sweep {change.name}: {_tasks(change.added)} added."]
+    lines = [f"Sweep {change.name}: {_tasks(change.added)} added, {change.kept} kept as they are."]
+    if change.missing:
+        left = change.missing - change.pruned
+        lines.append(
+            f"{_tasks(change.missing)} no longer in the file: {change.pruned} cancelled,"
+            f" {left} kept{'' if change.pruned else ' (--prune cancels the pending ones)'}."
+        )
+    if change.settings_changed:
+        lines.append(f"Run settings changed: {', '.join(change.settings_changed)}.")
+        if change.completed_before:
+            lines.append(f"{_tasks(change.completed_before)} completed with the former settings.")
+    return lines
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"

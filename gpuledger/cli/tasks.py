@@ -1,0 +1,99 @@
+"""The commands that look at tasks: tasks, show."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from gpuledger.cli.find import open_ledger
+from gpuledger.cli.options import (
+    AsJson,
+    ErrorText,
+    LedgerDir,
+    Sweep,
+    TaskName,
+    WorkerName,
+)
+from gpuledger.cli.output import echo, echo_json, echo_table, is_terminal, note
+from gpuledger.cli.shapes import task_shape
+from gpuledger.errors import BadUsage
+from gpuledger.model import Selection, TaskState
+
+app = typer.Typer()
+
+ROWS_ON_A_TERMINAL = 200
+
+
+@app.command()
+def tasks(
+    state: Annotated[
+        list[TaskState] | None,
+        typer.Option("--state", help="Only tasks in this state; may be repeated."),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="The same as --state failed.")] = False,
+    sweep: Sweep = None,
+    error: ErrorText = None,
+    worker: WorkerName = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            "-n",
+            metavar="N",
+            min=0,
+            help=f"At most so many; 0 for all. A terminal gets {ROWS_ON_A_TERMINAL} unless told.",
+        ),
+    ] = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Only the names, one a line, as for xargs.")
+    ] = False,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List tasks, in the order in which they were made.
+
+    \b
+    gpuledger tasks --failed --error "CUDA out of memory"
+    gpuledger tasks --state pending --state running --sweep exp1
+    gpuledger tasks --failed --names | xargs gpuledger retry --set lr=0.1
+    """
+    if names and as_json:
+        raise BadUsage("--names and --json do not go together", hint="leave one of them out")
+    states = frozenset([*(state or ()), *([TaskState.FAILED] if failed else ())])
+    selection = Selection(sweep=sweep, states=states, error=error, worker=worker)
+    whole = names or as_json or not is_terminal()
+    most = limit if limit is not None else (0 if whole else ROWS_ON_A_TERMINAL)
+    found = open_ledger(ledger).tasks(selection, limit=most + 1 if most else None)
+    shown = found[:most] if most else found
+    if as_json:
+        echo_json([task_shape(record) for record in shown])
+    elif names:
+        for record in shown:
+            echo(record.task)
+    elif shown:
+        from gpuledger.display.tables import tasks_table  # rich: only for those who draw
+
+        echo_table(tasks_table(shown))
+    else:
+        note("No such task.")
+    if len(shown) < len(found) and limit is None:
+        sys.stdout.flush()
+        note(f"The first {len(shown)}; --limit 0 lists all.")
+
+
+@app.command()
+def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> None:
+    """Show one task: parameters, result, and every attempt with its whole traceback.
+
+    \b
+    gpuledger show exp1_0_42
+    """
+    record = open_ledger(ledger).task(task)
+    if as_json:
+        echo_json(task_shape(record))
+        return
+    from gpuledger.display.tables import task_details  # rich: only for those who draw
+
+    echo_table(task_details(record))

@@ -1,0 +1,35 @@
+"""Tells the operator's own command about a failed attempt: JSON on its standard input."""
+
+from __future__ import annotations
+
+import json
+
+from gpuledger.model import Claim, Ended, Ending
+from gpuledger.process import run_hook
+
+HOOK_TIMEOUT_S = 60.0
+
+
+def call_hook(command: str, claim: Claim, worker: str, ending: Ending, ended: Ended) -> str | None:
+    """Run the command; return what went wrong with it, or None.
+
+    Its standard input is one JSON object: task, sweep, attempt, worker, outcome, exit_code,
+    signal, error, traceback, state (after the failure), failures, max_attempts, params, seed.
+    """
+    failure = {
+        "task": claim.task,
+        "sweep": claim.sweep,
+        "attempt": claim.number,
+        "worker": worker,
+        "outcome": ending.outcome,
+        "exit_code": ending.exit_code,
+        "signal": ending.signal,
+        "error": ending.error,
+        "traceback": ending.traceback,
+        "state": ended.state,
+        "failures": ended.failures,
+        "max_attempts": ended.max_attempts,
+        "params": dict(claim.params),
+        "seed": claim.seed,
+    }
+    return run_hook(command, json.dumps(failure), timeout_s=HOOK_TIMEOUT_S)

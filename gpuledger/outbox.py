@@ -1,0 +1,89 @@
+"""Keeps outcomes that the ledger could not take yet on this machine's own disk.
+
+A task that ends while the shared file system is away has ended all the same. Its worker writes
+the outcome here first, tries again until the ledger takes it, and removes it then. When the
+worker dies meanwhile, the next worker on this machine delivers what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpuledger.model import Ending, Outcome, Token, WorkerIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """One outcome on its way to the ledger, and whose it is."""
+
+    path: Path
+    token: Token
+    ending: Ending
+    machine: str
+    pid: int
+    pid_start: int
+
+
+def outbox_folder(ledger_uuid: str) -> Path | None:
+    """Return this user's folder for that ledger on the local disk, made when there is none.
+
+    None means that there is no safe place: the name in the shared temporary folder belongs to
+    somebody else, or the disk is full.
+    """
+    folder = Path(tempfile.gettempdir()) / f"gpuledger-{os.getuid()}"
+    try:
+        for path in (folder, folder / ledger_uuid):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                return None
+            if found.st_mode & 0o077:
+                return None
+    except OSError:
+        return None
+    return folder / ledger_uuid
+
+
+def post(folder: Path, worker: WorkerIdentity, token: Token, ending: Ending) -> Letter:
+    """Keep one outcome; it is on the disk, whole, when this returns. May raise OSError."""
+    letter = Letter(
+        path=folder / f"{token.nonce}-{token.number}.json",
+        token=token,
+        ending=ending,
+        machine=worker.machine,
+        pid=worker.pid,
+        pid_start=worker.pid_start,
+    )
+    path = letter.path
+    text = json.dumps({**asdict(letter), "path": str(path)})
+    draft = path.with_suffix(".draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    return letter
+
+
+def letters(folder: Path) -> Iterator[Letter]:
+    """Yield the outcomes that wait; drafts and what cannot be read are left alone."""
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            ending = Ending(**{**kept["ending"], "outcome": Outcome(kept["ending"]["outcome"])})
+            token = Token(**kept["token"])
+            yield Letter(**{**kept, "path": path, "token": token, "ending": ending})
+
+
+def forget(letter: Letter) -> None:
+    """Remove an outcome that the ledger knows now."""
+    with contextlib.suppress(OSError):
+        letter.path.unlink()

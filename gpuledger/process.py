@@ -1,0 +1,699 @@
+"""The only module that starts and kills processes.
+
+A task runs in a session of its own, its worker is the subreaper of all that comes from it, and
+nothing of a task can ever enter the worker's session. So whatever descends from the worker and is
+in another session belongs to the task: however often it forked, whatever it calls itself. What
+the worker itself starts besides (guard, hooks) stays in its session, in a process group of its
+own, where Ctrl-C does not reach it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gpuledger import guard as guard_program
+from gpuledger.clock import SystemClock
+from gpuledger.guard import (
+    FROZEN,
+    MARK,
+    RENEWED,
+    TASK,
+    Process,
+    all_processes,
+    freeze_all,
+    is_running,
+    kill_all,
+    marked,
+    open_pidfd,
+    read_process,
+    send,
+)
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+RESCAN_S = 1.0
+"""Longest time between two looks at a tree that is being ended."""
+
+BLIND_WAIT_S = 0.05
+"""The same where the kernel offers no descriptors of processes."""
+
+KILL_WAIT_S = 30.0
+"""What the kernel gets to end killed processes before they are reported as left."""
+
+Hurry = Callable[[float], bool]
+"""Waits for at most so many seconds, shorter when SIGCHLD came; True means: wait no longer."""
+
+
+class CannotStart(Exception):
+    """A command could not be started; nothing runs and nothing was changed.
+
+    Attributes:
+        problem: One sentence, lower case, no full stop.
+        exit_code: What a shell would report: 127 for not found, else 126.
+        machine_at_fault: The machine lacks memory, processes or descriptors just now: the
+            command itself may be fine.
+    """
+
+    def __init__(self, problem: str, *, exit_code: int, machine_at_fault: bool = False) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.exit_code = exit_code
+        self.machine_at_fault = machine_at_fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended: with an exit code or by a signal, the other is None."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """What `stop` did.
+
+    Attributes:
+        asked: Processes that got TERM.
+        killed: Processes that had to be killed.
+        left: Numbers of those that hang in the kernel and live on nevertheless.
+    """
+
+    asked: int = 0
+    killed: int = 0
+    left: tuple[int, ...] = ()
+
+
+# --- who is who ------------------------------------------------------------------------------
+
+
+def host_name() -> str:
+    """Return this host's short name, or `GPULEDGER_HOST` where several hosts share one name.
+
+    Only letters, digits, `.`, `_` and `-` are kept of it, 64 characters at most.
+    """
+    given = os.environ.get("GPULEDGER_HOST", "").strip()
+    name = given or os.uname().nodename.partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:64] or "localhost"
+
+
+def this_machine() -> str:
+    """Return what must be equal for a process number to mean the same process.
+
+    Boot id, process-number namespace and host name: containers of one machine differ in the
+    second, copies of one running virtual machine at best in the third (`GPULEDGER_HOST`).
+    """
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return f"{boot_id}:{namespace}:{host_name()}"
+
+
+def pid_start(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None when there is none."""
+    process = read_process(pid)
+    return None if process is None else process.start
+
+
+def is_alive(machine: str, pid: int, pid_start: int) -> bool | None:
+    """Tell whether a worker's process still runs; None when that cannot be known here.
+
+    Args:
+        machine: Its `this_machine()`.
+        pid: Its process number.
+        pid_start: Its `pid_start`; another process of the same number is not taken for it.
+    """
+    if pid < 1 or machine != this_machine():
+        return None
+    process = read_process(pid)
+    if process is not None:
+        return process.start == pid_start and is_running(process)
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # /proc may hide the processes of others, which are there nevertheless
+    return None
+
+
+def become_subreaper() -> None:
+    """Make orphans among this process's descendants its children; the worker calls it once."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot become a subreaper: {os.strerror(number)}")
+
+
+def kill_marked(mark: str, *, wait_s: float = KILL_WAIT_S) -> int:
+    """Kill this user's processes on this machine that carry a mark; return how many.
+
+    Args:
+        mark: Whole value of `GPULEDGER_MARK`, or its beginning up to a dot: a worker's nonce
+            alone means all of its attempts.
+        wait_s: How long to go on while some of them live.
+    """
+    if not mark:
+        raise ValueError("mark must not be empty: it would mean every task of every worker")
+    return kill_all(lambda: marked(mark), wait_s=wait_s)
+
+
+# --- children --------------------------------------------------------------------------------
+
+
+class WorkerProcess:
+    """A worker that this process started, one of several."""
+
+    def __init__(self, child: _Child) -> None:
+        self.pid = child.pid
+        self._child = child
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once it ended; see `RunningTask.fileno`."""
+        return self._child.fileno()
+
+    def poll(self) -> Exit | None:
+        """Return how it ended, or None while it runs."""
+        return self._child.poll()
+
+    def exit_code(self) -> int:
+        """Wait for its end; return its exit code, or the negative number of its signal."""
+        code = self._child.popen.wait()
+        self._child.poll()
+        return code
+
+    def send(self, signum: int) -> None:
+        """Signal it; nothing happens when it ended."""
+        self._child.popen.send_signal(signum)
+
+
+class _Child:
+    """A started process and a descriptor of it, both this process's to reap and close."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.pid = popen.pid
+        self.popen = popen
+        self._pidfd: int | None = None
+        with suppress(ProcessLookupError):  # SIGCHLD is ignored here: the kernel reaped it
+            self._pidfd = open_pidfd(popen.pid)  # else not reaped: the number is still its own
+
+    def fileno(self) -> int:
+        return -1 if self._pidfd is None else self._pidfd
+
+    def poll(self) -> Exit | None:
+        code = self.popen.poll()
+        if code is None:
+            return None
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        return Exit(signal=-code) if code < 0 else Exit(exit_code=code)
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    log: Path,
+    excluded: Collection[int] = (),
+) -> RunningTask:
+    """Start a task in a session of its own, with default signals and nothing inherited.
+
+    The thread that calls this must live as long as the task: the kernel kills the task when that
+    thread ends, however it ends.
+
+    Args:
+        argv: The command; `python` means this interpreter when `PATH` has none.
+        cwd: Folder to start in.
+        env: The whole environment; with a `GPULEDGER_MARK`, so that `kill_marked` finds it.
+        log: File that output and errors are appended to.
+        excluded: Numbers of processes of the worker that are in a session of their own and do
+            not belong to the task.
+
+    Raises:
+        CannotStart: The command (or the folder) is wrong, or the machine has no room for it.
+        OSError: The log cannot be written; nothing was started.
+    """
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        popen = _popen(
+            _with_python(argv, env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            env=env,
+            own_session=True,
+            when_parent_dies=signal.SIGKILL,
+        )
+    finally:
+        os.close(output)
+    return RunningTask(_Child(popen), excluded=excluded)
+
+
+def spawn_worker(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> WorkerProcess:
+    """Start a worker of several, which gets TERM when this process ends.
+
+    It shares output and errors, but is in a process group of its own: Ctrl-C and Ctrl-Z reach
+    it only when this process passes them on. The calling thread must outlive it.
+
+    Args:
+        argv: The command.
+        env: The whole environment; None means this process's.
+
+    Raises:
+        CannotStart: See there.
+    """
+    popen = _popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=None,
+        stderr=None,
+        cwd=None,
+        env=env,
+        own_session=False,
+        when_parent_dies=signal.SIGTERM,
+    )
+    return WorkerProcess(_Child(popen))
+
+
+def run_hook(
+    command: str, message: str, *, timeout_s: float, env: Mapping[str, str] | None = None
+) -> str | None:
+    """Run an operator's shell command to its end; return what went wrong, or None.
+
+    Its output goes to this process's errors. What it left in the background goes on, unless it
+    ran out of time: then its whole process group is killed.
+
+    Args:
+        command: For `sh -c`.
+        message: What it reads from its standard input.
+        timeout_s: Seconds it may take.
+        env: The whole environment; None means this process's.
+    """
+    try:
+        popen = _popen(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            stderr=None,
+            cwd=None,
+            env=env,
+            own_session=False,
+            when_parent_dies=signal.SIGKILL,
+        )
+    except CannotStart as problem:
+        return f"the hook could not be started: {problem}"
+    with popen:
+        try:
+            popen.communicate(message.encode(errors="replace"), timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.wait()
+            with suppress(ChildProcessError):  # a subreaper inherits the others of its group
+                while os.waitpid(-popen.pid, os.WNOHANG)[0]:
+                    pass
+            return f"the hook took more than {timeout_s:g} s and was killed"
+    if popen.returncode < 0:
+        return f"the hook was killed by {_signal_name(-popen.returncode)}"
+    return f"the hook ended with exit code {popen.returncode}" if popen.returncode else None
+
+
+# --- the running task ------------------------------------------------------------------------
+
+
+class RunningTask:
+    """The processes of a task: the one that was started and all that came from it.
+
+    A worker has one of them at a time. Used as a context manager, it kills what is left of the
+    task at the end of the block.
+    """
+
+    def __init__(self, child: _Child, *, excluded: Collection[int] = ()) -> None:
+        self.pid = child.pid
+        self._child = child
+        self._excluded = frozenset(excluded)
+        self._session = os.getsid(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.poll() is None or self.descendants():
+            self.stop(grace_s=0)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the first process ended.
+
+        Returns:
+            -1 when that end is known already, or where the kernel offers no such descriptor;
+            then SIGCHLD is the sign.
+        """
+        return self._child.fileno()
+
+    def poll(self) -> Exit | None:
+        """Return how the first process ended, or None while it runs; others may live on."""
+        return self._child.poll()
+
+    def descendants(self) -> tuple[int, ...]:
+        """Return the numbers of all running processes of the task, parents before children.
+
+        Adopted ones that ended are reaped. Only `poll` reaps the first.
+        """
+        # Looked at twice: one may fork a lower number and end while the list is read upwards.
+        return tuple(process.pid for process in self._tree() or self._tree())
+
+    def freeze(self) -> int:
+        """Stop every process of the task; return how many there are."""
+        return len(freeze_all(self._tree))
+
+    def thaw(self) -> int:
+        """Let every process of the task go on; return how many there are."""
+        return sum(send(process, signal.SIGCONT) for process in self._tree())
+
+    def stop(
+        self, *, grace_s: float, hurry: Hurry | None = None, kill_wait_s: float = KILL_WAIT_S
+    ) -> Stopped:
+        """End every process of the task: TERM, wait, KILL, until none is left.
+
+        Args:
+            grace_s: Time between TERM and KILL; 0 means no TERM. A frozen task is thawed.
+            hurry: What waits meanwhile; it may do the worker's other duties. When it returns
+                True the grace is over.
+            kill_wait_s: How long to wait for killed processes that hang in the kernel.
+
+        Returns:
+            What was done; when `left` is not empty, call it again later, and start nothing else.
+        """
+        asked = 0
+        if grace_s > 0:
+            asked = sum([send(process, signal.SIGTERM) for process in self._tree()])
+            self.thaw()
+            self._wait_until_gone(grace_s, hurry or self._wait)
+        killed: set[int] = set()
+        deadline = SystemClock().boottime() + kill_wait_s
+        step_s = 0.02
+        while True:
+            for process in freeze_all(self._tree):
+                if send(process, signal.SIGKILL):
+                    killed.add(process.pid)
+            self._wait_until_gone(step_s, self._wait)
+            step_s = min(2 * step_s, RESCAN_S)
+            left = self.descendants()
+            if not left or SystemClock().boottime() >= deadline:
+                return Stopped(asked=asked, killed=len(killed), left=left)
+            if hurry is not None:
+                hurry(0)  # its other duties go on
+
+    def _wait_until_gone(self, limit_s: float, wait: Hurry) -> None:
+        """Return when no process of the task is left, the time is over or `wait` says so."""
+        deadline = SystemClock().boottime() + limit_s
+        while self.descendants():
+            remaining_s = deadline - SystemClock().boottime()
+            if remaining_s <= 0 or wait(min(remaining_s, RESCAN_S)):
+                return
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait until one of the task's processes that are children of this process ends.
+
+        The others cannot be the last to go: each becomes a child, or its parent is there still.
+        """
+        poll = select.poll()
+        with ExitStack() as descriptors:
+            for process in self._tree():
+                if process.parent == os.getpid():
+                    with suppress(ProcessLookupError):
+                        descriptor = open_pidfd(process.pid)
+                        if descriptor is None:
+                            timeout_s = min(timeout_s, BLIND_WAIT_S)
+                        else:
+                            descriptors.callback(os.close, descriptor)
+                            poll.register(descriptor, select.POLLIN)
+            poll.poll(timeout_s * 1000)
+        return False
+
+    def _tree(self) -> list[Process]:
+        """Return the task's running processes, parents first; reap the adopted dead."""
+        self.poll()
+        children: dict[int, list[Process]] = {}
+        for process in all_processes():
+            children.setdefault(process.parent, []).append(process)
+        worker = os.getpid()
+        tree = [
+            process
+            for process in children.pop(worker, [])
+            if process.session != self._session and process.pid not in self._excluded
+        ]
+        for process in tree:  # grows while it is read
+            tree.extend(children.pop(process.pid, []))
+        running = []
+        for process in tree:
+            if is_running(process):
+                running.append(process)
+            elif process.parent == worker and process.pid != self.pid:
+                with suppress(ChildProcessError):
+                    os.waitpid(process.pid, os.WNOHANG)
+        return running
+
+
+# --- the guard -------------------------------------------------------------------------------
+
+
+class Guard:
+    """A worker's line to its guard, the process that ends its tasks when it cannot."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], line: socket.socket) -> None:
+        self.pid = popen.pid
+        self._popen = popen
+        self._line = line
+
+    @classmethod
+    def start(cls, nonce: str, *, fence_s: float) -> Self:
+        """Start the guard of this worker.
+
+        Args:
+            nonce: The worker's; what its tasks' `GPULEDGER_MARK` begins with, up to the first dot.
+            fence_s: Seconds without `renewed` after which it freezes the tasks.
+
+        Raises:
+            CannotStart: See there.
+        """
+        if not nonce:
+            raise ValueError("nonce must not be empty: it would mean every task")
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        program = str(Path(guard_program.__file__).resolve())
+        try:
+            popen = _popen(
+                [sys.executable, "-I", "-S", program, nonce, repr(fence_s)],
+                stdin=its.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=None,
+                cwd=Path("/"),  # keeps no file system busy
+                env={name: value for name, value in os.environ.items() if name != MARK},
+                own_session=False,
+                when_parent_dies=None,
+            )
+        except CannotStart:
+            ours.close()
+            raise
+        finally:
+            its.close()
+        return cls(popen, ours)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `froze` has something to say."""
+        return self._line.fileno()
+
+    def renewed(self) -> bool:
+        """Say that the lease was renewed; False when the guard is gone: start another."""
+        return self._say(RENEWED)
+
+    def covers(self, task: RunningTask | None) -> bool:
+        """Say which task runs now; its whole session is killed or frozen, marked or not."""
+        return self._say(TASK + b" %d" % (task.pid if task else 0))
+
+    def froze(self) -> bool:
+        """Tell whether the guard froze the task since this was last asked.
+
+        The worker then looks at its lease, calls `renewed`, and thaws the task, in this order.
+        """
+        frozen = False
+        with suppress(OSError):
+            while message := self._line.recv(64):
+                frozen = frozen or message == FROZEN
+        return frozen
+
+    def close(self, *, timeout_s: float = 10.0) -> None:
+        """Let the guard end; what is left of the worker's tasks is killed by it."""
+        self._line.close()
+        try:
+            self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+    def _say(self, message: bytes) -> bool:
+        try:
+            self._line.send(message)
+        except BlockingIOError:
+            return True  # it is there, but was stopped for long
+        except OSError:
+            return False
+        return True
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def oom_kill_count() -> int | None:
+    """Return how many processes the kernel has killed for want of memory, where this one lives.
+
+    It counts those of this process's control group, or of the whole machine where groups do not
+    count. Only a difference means anything. None when the kernel does not say.
+    """
+    for counter in (*_group_counters(), Path("/proc/vmstat")):
+        try:
+            text = counter.read_text(encoding="ascii", errors="replace")
+        except OSError:
+            continue
+        found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+        if found:
+            return int(found[1])
+    return None
+
+
+def _group_counters() -> Iterator[Path]:
+    """Yield where the counter of this process's control group may be, the best first."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in lines.splitlines():
+        _, controllers, group = line.split(":", 2)
+        below = group.lstrip("/")
+        if "memory" in controllers.split(","):
+            # In a container the path may be the host's, and the mount point the group itself.
+            for folder in (Path("/sys/fs/cgroup/memory") / below, Path("/sys/fs/cgroup/memory")):
+                yield folder / "memory.oom_control"
+        elif not controllers:
+            for folder in (Path("/sys/fs/cgroup") / below, Path("/sys/fs/cgroup")):
+                yield folder / "memory.events"
+
+
+# --- starting --------------------------------------------------------------------------------
+
+
+def _popen(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int | None,
+    stderr: int | None,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    own_session: bool,
+    when_parent_dies: signal.Signals | None,
+) -> subprocess.Popen[bytes]:
+    """Start a process, in a session or at least a process group of its own."""
+    if not argv:
+        raise CannotStart("the command is empty", exit_code=127)
+    prepare = _prepare(os.getpid(), when_parent_dies)
+    # Blocked until the child has default dispositions: our handlers must not run in the child.
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            start_new_session=own_session,
+            process_group=None if own_session else 0,
+            preexec_fn=prepare,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise _cannot_start(argv, cwd, error) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare(parent: int, when_parent_dies: signal.Signals | None) -> Callable[[], None]:
+    """Return what the child does between fork and exec."""
+    # Looked up before the fork, and PyDLL keeps the interpreter's lock: nothing is waited for.
+    prctl = ctypes.PyDLL(None).prctl
+    catchable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
+    def prepare() -> None:
+        if when_parent_dies is not None:
+            prctl(PR_SET_PDEATHSIG, int(when_parent_dies), 0, 0, 0)
+            if os.getppid() != parent:  # it died before the kernel knew whom to tell
+                os.kill(os.getpid(), signal.SIGKILL)
+        for signum in catchable:
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    return prepare
+
+
+def _with_python(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """Return the command, `python` replaced by this interpreter where there is none."""
+    command = list(argv)
+    if command and command[0] in ("python", "python3"):
+        path = env.get("PATH", os.defpath)
+        if shutil.which(command[0], path=path) is None and sys.executable:
+            command[0] = sys.executable
+    return command
+
+
+def _cannot_start(argv: Sequence[str], cwd: Path | None, error: Exception) -> CannotStart:
+    """Say in one line why a command could not be started."""
+    name = repr(argv[0])
+    if not isinstance(error, OSError):
+        return CannotStart(f"cannot start {name}: {error}", exit_code=126)
+    if cwd is not None and str(error.filename) == str(cwd) != str(argv[0]):
+        reason = os.strerror(error.errno or 0).lower()
+        return CannotStart(f"cannot start {name} in {str(cwd)!r}: {reason}", exit_code=126)
+    if error.errno == errno.ENOENT:
+        if "/" in argv[0] and Path(cwd or ".", argv[0]).exists():
+            reason = f"cannot start {name}: the interpreter in its first line does not exist"
+        else:
+            reason = f"command not found: {name}"
+        return CannotStart(reason, exit_code=127)
+    reasons = {
+        errno.EACCES: "not an executable file, or not allowed",
+        errno.ENOEXEC: "neither a program for this machine nor a script with a #! line",
+        errno.E2BIG: "its arguments and environment are too long for this system",
+    }
+    reason = reasons.get(error.errno or 0, os.strerror(error.errno or 0).lower())
+    scarce = error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    return CannotStart(f"cannot start {name}: {reason}", exit_code=126, machine_at_fault=scarce)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{signal.Signals(number).name} ({number})"
+    except ValueError:
+        return f"signal {number}"

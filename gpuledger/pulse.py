@@ -1,0 +1,170 @@
+"""A worker's signs of life: its liveness file, its guard, and whether its lease still holds.
+
+The pacemaker thread writes the file every few seconds; each write that reached the file system
+is a renewal. What the file says is one immutable value that the main thread replaces.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpuledger.clock import Clock
+from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path
+from gpuledger.model import Claim, GpuView, WorkerIdentity
+from gpuledger.process import Guard, RunningTask
+from gpuledger.reports import read_last
+
+FENCE = 0.6
+"""Share of the lease without a renewal after which the task must not go on unasked."""
+
+GUARD_FENCE = 0.7
+"""The same for the guard, later: it acts when the worker itself is stopped and cannot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """What a worker does now, as the others shall see it."""
+
+    task: str | None = None
+    number: int | None = None
+    since_s: float = 0.0
+    report: Path | None = None
+    note: str | None = None
+
+
+class Pulse:
+    """The signs of life of one registered worker, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: WorkerIdentity,
+        *,
+        lease_s: float,
+        heartbeat_s: float,
+        clock: Clock,
+        sample_gpus: Callable[[], tuple[GpuView, ...]],
+    ) -> None:
+        self._worker = worker
+        self._lease_s = lease_s
+        self._clock = clock
+        self._file = HeartbeatFile(beat_path(folder, worker.name, worker.nonce))
+        self._doing = Doing()
+        self._seq = 0
+        self._gpus: tuple[GpuView, ...] = ()
+        self._last_s = clock.boottime()
+        self._lapsed = False
+        self._sampler = _Sampler(sample_gpus, interval_s=heartbeat_s) if worker.gpus else None
+        self._task: RunningTask | None = None
+        self._guard = Guard.start(worker.nonce, fence_s=GUARD_FENCE * lease_s)
+        self._pacemaker = Pacemaker(
+            self._beat, interval_s=heartbeat_s, clock=clock, on_renewed=self._renewed
+        )
+        self._pacemaker.start()
+
+    def show(self, claim: Claim | None, report: Path | None = None) -> None:
+        """Tell the others what this worker runs now; None means nothing."""
+        if claim is None:
+            self._doing = Doing()
+            self._task = None
+        else:
+            self._doing = Doing(
+                task=claim.task,
+                number=claim.number,
+                since_s=self._clock.boottime(),
+                report=report,
+            )
+        self._pacemaker.beat_soon()
+
+    def covers(self, task: RunningTask) -> None:
+        """Let the guard know the running task's processes."""
+        self._task = task
+        self._guard.covers(task)
+
+    def note(self, text: str | None) -> None:
+        """Show a few words beside the worker in `status`."""
+        self._doing = replace(self._doing, note=text)
+        self._pacemaker.beat_soon()
+
+    def is_late(self) -> bool:
+        """Tell whether the last renewal is so old that others may soon take the task."""
+        return self._clock.boottime() - self._last_s > FENCE * self._lease_s
+
+    def lapsed(self) -> bool:
+        """Tell whether there was such a gap since `trust_again`: the lease may be gone."""
+        if self._guard.froze():
+            self._lapsed = True
+        return self._lapsed or self.is_late()
+
+    def trust_again(self) -> None:
+        """The ledger said that the lease is still ours."""
+        self._lapsed = False
+        self._guard.renewed()
+
+    def stop(self) -> None:
+        """End the thread and the guard, and remove the file."""
+        self._pacemaker.stop()
+        if self._sampler is not None:
+            self._sampler.stop()
+        self._guard.close()
+        self._file.remove()
+
+    def _beat(self) -> None:
+        doing = self._doing
+        self._seq += 1
+        report = read_last(doing.report) if doing.report is not None else None
+        now_s = self._clock.boottime()
+        self._file.write(
+            Beat(
+                nonce=self._worker.nonce,
+                name=self._worker.name,
+                host=self._worker.host,
+                machine=self._worker.machine,
+                pid=self._worker.pid,
+                pid_start=self._worker.pid_start,
+                seq=self._seq,
+                task=doing.task,
+                number=doing.number,
+                elapsed_s=now_s - doing.since_s if doing.task else None,
+                step=report.step if report else None,
+                total=report.total if report else None,
+                metrics=dict(report.metrics) if report else {},
+                gpus=self._sampler.latest if self._sampler else (),
+                note=doing.note,
+            )
+        )
+
+    def _renewed(self, at_s: float) -> None:
+        """The file took the beat whose writing began at `at_s`."""
+        if at_s - self._last_s > FENCE * self._lease_s:
+            self._lapsed = True
+        self._last_s = at_s
+        if not self._guard.renewed():  # somebody killed it: the task must not be without one
+            self._guard.close()
+            self._guard = Guard.start(self._worker.nonce, fence_s=GUARD_FENCE * self._lease_s)
+            self._guard.covers(self._task)
+
+
+class _Sampler:
+    """Asks NVML in a thread of its own: a driver that hangs must not stop the heartbeat."""
+
+    def __init__(self, sample: Callable[[], tuple[GpuView, ...]], *, interval_s: float) -> None:
+        self.latest: tuple[GpuView, ...] = ()
+        self._sample = sample
+        self._interval_s = interval_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="gpu-sampler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=1.0)
+
+    def _loop(self) -> None:
+        while True:
+            self.latest = self._sample()
+            if self._stopping.wait(self._interval_s):
+                return

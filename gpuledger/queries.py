@@ -1,0 +1,388 @@
+"""What people ask of the ledger: SQL that reads, and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpuledger.errors import UnknownTask
+from gpuledger.heartbeat import Beat, beat_path, read_sign_of_life
+from gpuledger.model import (
+    AttemptRecord,
+    Counts,
+    Event,
+    FailureView,
+    Outcome,
+    Selection,
+    Snapshot,
+    SweepView,
+    TaskRecord,
+    TaskState,
+    WorkerIdentity,
+    WorkerView,
+    settings_from_json,
+)
+
+PAGE = 2000
+"""Tasks read in one transaction: a few tens of milliseconds."""
+
+FAILURES_SHOWN = 200
+TRACEBACKS_SHOWN = 20
+HOUR_S = 3600.0
+
+
+def task_name(sweep: str, point: int, seed: int) -> str:
+    """Return a task's name; `find_task` reads it."""
+    return f"{sweep}_{point}_{seed}"
+
+
+def find_task(db: sqlite3.Connection, name: str) -> sqlite3.Row | None:
+    """Return the task's row with its sweep's name and settings, or None."""
+    sweep, _, rest = name.rpartition("_")
+    sweep, _, point = sweep.rpartition("_")
+    try:
+        numbers = int(point), int(rest)
+    except ValueError:
+        return None
+    row: sqlite3.Row | None = db.execute(
+        "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
+        " JOIN sweep ON sweep.id = task.sweep_id"
+        " WHERE sweep.name = ? AND task.point = ? AND task.seed = ?",
+        (sweep, *numbers),
+    ).fetchone()
+    return row if row is not None and task_name(sweep, *numbers) == name else None
+
+
+def sweep_id(db: sqlite3.Connection, name: str) -> int:
+    """Return the sweep's id; raise UnknownTask with the nearest names when there is none."""
+    row = db.execute("SELECT id FROM sweep WHERE name = ?", (name,)).fetchone()
+    if row is not None:
+        return int(row["id"])
+    names = [row["name"] for row in db.execute("SELECT name FROM sweep ORDER BY id")]
+    near = difflib.get_close_matches(name, names, n=1)
+    there = f"the ledger has {', '.join(names[:8])}" if names else "the ledger has none yet"
+    raise UnknownTask(
+        f"no sweep is named {name!a}", hint=f"did you mean {near[0]}?" if near else there
+    )
+
+
+def where(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any, ...]]:
+    """Return a condition on `task` and its values; raise UnknownTask for names that are not."""
+    clauses = ["1"]
+    values: list[Any] = []
+    if selection.names:
+        ids = [_known(db, name) for name in selection.names]
+        clauses.append(f"task.id IN ({', '.join('?' for _ in ids)})")
+        values += ids
+    if selection.sweep is not None:
+        clauses.append("task.sweep_id = ?")
+        values.append(sweep_id(db, selection.sweep))
+    if selection.states:
+        clauses.append(f"task.state IN ({', '.join('?' for _ in selection.states)})")
+        values += sorted(selection.states)
+    if selection.error is not None:
+        clauses.append(
+            "EXISTS (SELECT 1 FROM attempt WHERE task_id = task.id AND number ="
+            " (SELECT MAX(number) FROM attempt AS last WHERE last.task_id = task.id"
+            "  AND last.error IS NOT NULL)"
+            " AND instr(lower(error || char(10) || COALESCE(traceback, '')), lower(?)) > 0)"
+        )
+        values.append(selection.error)
+    if selection.worker is not None:
+        clauses.append("EXISTS (SELECT 1 FROM attempt WHERE task_id = task.id AND worker = ?)")
+        values.append(selection.worker)
+    return " AND ".join(clauses), tuple(values)
+
+
+def _known(db: sqlite3.Connection, name: str) -> int:
+    row = find_task(db, name)
+    if row is not None:
+        return int(row["id"])
+    names = [
+        task_name(row["name"], row["point"], row["seed"])
+        for row in db.execute(
+            "SELECT sweep.name, point, seed FROM task JOIN sweep ON sweep.id = sweep_id"
+            " ORDER BY task.id LIMIT 5000"
+        )
+    ]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise UnknownTask(
+        f"no task is named {name!a}",
+        hint=f"did you mean {near[0]}?" if near else "'gpuledger tasks' lists them",
+    )
+
+
+def names_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[str]:
+    """Return the names of tasks given by id, in the order of creation."""
+    rows = db.execute(
+        "SELECT name, point, seed FROM task JOIN sweep ON sweep.id = sweep_id"
+        f" WHERE task.id IN ({', '.join('?' for _ in ids)}) ORDER BY task.id",
+        tuple(ids),
+    )
+    return [task_name(row["name"], row["point"], row["seed"]) for row in rows]
+
+
+def task_names(db: sqlite3.Connection, starting_with: str, *, limit: int) -> list[str]:
+    """Return the first names that start with the given text."""
+    rows = db.execute(
+        "SELECT name FROM (SELECT sweep.name || '_' || point || '_' || seed AS name, task.id"
+        " FROM task JOIN sweep ON sweep.id = sweep_id) WHERE substr(name, 1, ?) = ?"
+        " ORDER BY id LIMIT ?",
+        (len(starting_with), starting_with, limit),
+    )
+    return [row["name"] for row in rows]
+
+
+# --- tasks, whole -----------------------------------------------------------------------------
+
+
+def tasks(
+    db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int, limit: int
+) -> tuple[list[TaskRecord], int]:
+    """Return the next selected tasks with an id above `after`, and the last one's id."""
+    condition, values = where(db, selection)
+    rows = db.execute(
+        "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
+        f" JOIN sweep ON sweep.id = task.sweep_id WHERE {condition} AND task.id > ?"
+        " ORDER BY task.id LIMIT ?",
+        (*values, after, limit),
+    ).fetchall()
+    records = [_task_record(db, row, folder) for row in rows]
+    return records, (rows[-1]["id"] if rows else after)
+
+
+def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> TaskRecord:
+    name = task_name(row["sweep"], row["point"], row["seed"])
+    runs = folder / "runs" / name
+    attempts = tuple(
+        _attempt_record(attempt, runs)
+        for attempt in db.execute(
+            "SELECT * FROM attempt WHERE task_id = ? ORDER BY number", (row["id"],)
+        )
+    )
+    errors = [attempt.error for attempt in attempts if attempt.error is not None]
+    won = [attempt for attempt in attempts if attempt.outcome is Outcome.COMPLETED]
+    state = TaskState(row["state"])
+    return TaskRecord(
+        task=name,
+        sweep=row["sweep"],
+        state=state,
+        params=json.loads(row["params"]),
+        seed=row["seed"],
+        priority=row["priority"],
+        failures=row["failures"],
+        losses=row["losses"],
+        max_attempts=settings_from_json(row["settings"]).max_attempts,
+        last_error=errors[-1] if errors else None,
+        result=won[-1].metrics if won and state is TaskState.COMPLETED else None,
+        folder=str(runs),
+        attempts=attempts,
+    )
+
+
+def _attempt_record(row: sqlite3.Row, runs: Path) -> AttemptRecord:
+    return AttemptRecord(
+        number=row["number"],
+        worker=row["worker"],
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        exit_code=row["exit_code"],
+        signal=row["signal"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        duration_s=row["duration_s"],
+        error=row["error"],
+        traceback=row["traceback"],
+        metrics=json.loads(row["metrics"]) if row["metrics"] else {},
+        log=str(runs / f"attempt-{row['number']}.log"),
+    )
+
+
+# --- status -----------------------------------------------------------------------------------
+
+
+def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: float) -> Snapshot:
+    """Return the status as far as the database knows it; the same cost for any number of tasks."""
+    only = None if sweep is None else sweep_id(db, sweep)
+    sweeps = db.execute(
+        "SELECT * FROM sweep WHERE :only IS NULL OR id = :only ORDER BY id", {"only": only}
+    ).fetchall()
+    views = tuple(_sweep_view(db, row) for row in sweeps)
+    recent = db.execute(
+        "SELECT COUNT(*) AS n FROM attempt WHERE outcome = 'completed' AND ended_at > ?",
+        (now - HOUR_S,),
+    ).fetchone()["n"]
+    return Snapshot(
+        taken_at=now,
+        ledger=str(folder),
+        counts=sum((view.counts for view in views), Counts()),
+        sweeps=views,
+        workers=tuple(_worker_views(db)),
+        failures=_latest_failures(db, only),
+        ended_last_hour=recent,
+    )
+
+
+def _sweep_view(db: sqlite3.Connection, row: sqlite3.Row) -> SweepView:
+    counts = {
+        count["state"]: count["n"]
+        for count in db.execute("SELECT state, n FROM task_count WHERE sweep_id = ?", (row["id"],))
+    }
+    mean_s = row["completed_s"] / row["completed_n"] if row["completed_n"] else None
+    return SweepView(
+        name=row["name"],
+        counts=Counts(**counts),
+        created_at=row["created_at"],
+        paused=row["paused"],
+        mean_s=mean_s,
+    )
+
+
+def _worker_views(db: sqlite3.Connection) -> list[WorkerView]:
+    views = []
+    for row in db.execute(
+        "SELECT worker.*, attempt.number, attempt.started_at AS attempt_started_at, task.point,"
+        " task.seed, task.failures, sweep.name AS sweep, sweep.settings FROM worker"
+        " LEFT JOIN attempt ON attempt.nonce = worker.nonce AND attempt.outcome IS NULL"
+        " LEFT JOIN task ON task.id = attempt.task_id LEFT JOIN sweep ON sweep.id = task.sweep_id"
+        " WHERE worker.ended_at IS NULL ORDER BY worker.host, length(worker.name), worker.name"
+    ):
+        view = WorkerView(name=row["name"], nonce=row["nonce"], has_gpu=row["gpus"] != "[]")
+        if row["sweep"] is not None:
+            view = replace(
+                view,
+                task=task_name(row["sweep"], row["point"], row["seed"]),
+                number=row["number"],
+                failures=row["failures"],
+                max_attempts=settings_from_json(row["settings"]).max_attempts,
+            )
+        views.append(view)
+    return views
+
+
+def _latest_failures(db: sqlite3.Connection, only: int | None) -> tuple[FailureView, ...]:
+    views: dict[int, FailureView] = {}
+    for row in db.execute(
+        "SELECT attempt.task_id, attempt.number, worker, outcome, ended_at, error,"
+        " task.state, task.failures, task.point, task.seed, sweep.name AS sweep, sweep.settings"
+        " FROM attempt JOIN task ON task.id = attempt.task_id"
+        " JOIN sweep ON sweep.id = task.sweep_id"
+        " WHERE outcome IN ('failed', 'oom', 'timed_out', 'lost')"
+        " AND (:only IS NULL OR sweep.id = :only)"
+        " AND task.state NOT IN ('completed', 'cancelled') AND number > task.forgiven_until"
+        " ORDER BY ended_at DESC LIMIT :limit",
+        {"only": only, "limit": FAILURES_SHOWN},
+    ).fetchall():
+        if row["task_id"] not in views:
+            views[row["task_id"]] = _failure_view(db, row, whole=len(views) < TRACEBACKS_SHOWN)
+    return tuple(views.values())
+
+
+def _failure_view(db: sqlite3.Connection, row: sqlite3.Row, *, whole: bool) -> FailureView:
+    traceback = None
+    if whole:
+        traceback = db.execute(
+            "SELECT traceback FROM attempt WHERE task_id = ? AND number = ?",
+            (row["task_id"], row["number"]),
+        ).fetchone()["traceback"]
+    return FailureView(
+        task=task_name(row["sweep"], row["point"], row["seed"]),
+        sweep=row["sweep"],
+        state=TaskState(row["state"]),
+        number=row["number"],
+        failures=row["failures"],
+        max_attempts=settings_from_json(row["settings"]).max_attempts,
+        worker=row["worker"],
+        outcome=Outcome(row["outcome"]),
+        error=row["error"],
+        traceback=traceback,
+        ended_at=row["ended_at"],
+    )
+
+
+def with_signs_of_life(bare: Snapshot, folder: Path, *, now: float) -> Snapshot:
+    """Add what the workers' own files say (elapsed time, progress, GPUs), and the ETA."""
+    workers = []
+    for view in bare.workers:
+        beat, age_s = read_sign_of_life(beat_path(folder, view.name, view.nonce), now=now)
+        workers.append(_alive(view, beat, age_s))
+    sweeps = tuple(replace(view, eta_s=_eta_s(view, workers)) for view in bare.sweeps)
+    known = [view.eta_s for view in sweeps if view.counts.remaining and view.paused is None]
+    eta_s = None if not known or None in known else sum(eta for eta in known if eta is not None)
+    return replace(bare, workers=tuple(workers), sweeps=sweeps, eta_s=eta_s)
+
+
+def _alive(view: WorkerView, beat: Beat | None, age_s: float | None) -> WorkerView:
+    if beat is None:
+        return view
+    view = replace(view, heartbeat_age_s=age_s, gpus=beat.gpus, note=beat.note)
+    if (beat.task, beat.number) != (view.task, view.number):
+        return view  # the beat is older, or newer, than the ledger's row
+    return replace(
+        view,
+        elapsed_s=beat.elapsed_s,
+        step=beat.step,
+        total=beat.total,
+        metrics=beat.metrics,
+    )
+
+
+def _eta_s(view: SweepView, workers: Sequence[WorkerView]) -> float | None:
+    """Mean duration × what is left ÷ workers; the running tasks count with what they still need."""
+    if not view.counts.remaining:
+        return 0.0
+    if view.mean_s is None or not workers:
+        return None
+    running = [
+        worker for worker in workers if worker.task and worker.task.rsplit("_", 2)[0] == view.name
+    ]
+    left_s = sum(max(view.mean_s - (worker.elapsed_s or 0.0), 0.0) for worker in running)
+    return (left_s + view.counts.pending * view.mean_s) / len(workers)
+
+
+def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
+    """Return the workers that have neither left nor been reaped."""
+    return tuple(
+        WorkerIdentity(
+            nonce=row["nonce"],
+            name=row["name"],
+            host=row["host"],
+            machine=row["machine"],
+            pid=row["pid"],
+            pid_start=row["pid_start"],
+            gpus=tuple(json.loads(row["gpus"])),
+            gpu_memory_mib=row["gpu_memory_mib"],
+            gpu_name=row["gpu_name"],
+        )
+        for row in db.execute("SELECT * FROM worker WHERE ended_at IS NULL ORDER BY name")
+    )
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+def events(db: sqlite3.Connection, *, after: int, limit: int) -> list[Event]:
+    """Return events with a number above `after`, the oldest first."""
+    return [
+        Event(
+            id=row["id"],
+            at=row["at"],
+            kind=row["kind"],
+            task=row["task"],
+            number=row["number"],
+            worker=row["worker"],
+            data=json.loads(row["data"]),
+        )
+        for row in db.execute(
+            "SELECT * FROM event WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
+        )
+    ]
+
+
+def latest_event(db: sqlite3.Connection) -> int:
+    """Return the number of the newest event; 0 when there is none."""
+    return int(db.execute("SELECT COALESCE(MAX(id), 0) FROM event").fetchone()[0])

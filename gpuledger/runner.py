@@ -1,0 +1,306 @@
+"""Runs one attempt from its start to its end: environment, limits, stop requests, diagnosis.
+
+The worker's main thread is in `run` while a task runs. It wakes when the task ends, when a
+signal comes, and once a second to look at the clock, the log and the lease.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpuledger.clock import Clock
+from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
+from gpuledger.process import CannotStart, Exit, Hurry, RunningTask, oom_kill_count, start
+from gpuledger.reports import read_last
+from gpuledger.signals import Signals
+from gpuledger.sweep import render_command
+from gpuledger.traceback_reader import read_failure
+
+TICK_S = 1.0
+LEAVING_GRACE_S = 15.0
+"""Longest grace of a task whose worker was told to leave: it is out within 25 s of a SIGTERM."""
+
+SHELL_SIGNAL_BASE = 128
+"""A shell says so many plus the signal's number for a command that a signal ended."""
+
+TOGETHER_S = 0.5
+"""Signals sent to a task and its worker at once arrive within this."""
+
+
+class LeaseGone(Exception):
+    """The worker was found dead meanwhile: its task was killed, nothing is to be recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Where an attempt's files are."""
+
+    log: Path
+    report: Path
+    task_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a worker lends to the attempt that it runs.
+
+    Attributes:
+        worker: Whose attempt it is.
+        signals: What the operator asked of this process.
+        lease: Answers "ours", "unsure" (no sign of life could be written for too long: the task
+            must not go on), "regained" (after that, or after the guard froze it) or "lost".
+        stop_requested: Whether an operator wants the running attempt ended now.
+        say: Prints one line.
+        started: Called with the task's processes once they run, for the guard.
+        environ: The worker's environment.
+        clock: This machine's.
+    """
+
+    worker: WorkerIdentity
+    signals: Signals
+    lease: Callable[[], str]
+    stop_requested: Callable[[], bool]
+    say: Callable[[str], None]
+    started: Callable[[RunningTask], None]
+    environ: Mapping[str, str]
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Why a running attempt must be ended now, and how patiently."""
+
+    outcome: Outcome
+    error: str
+    grace_s: float
+
+
+def files_of(folder: Path, claim: Claim) -> Files:
+    """Return the paths of an attempt's files below the ledger's folder."""
+    runs = folder / "runs" / claim.task
+    return Files(
+        log=runs / f"attempt-{claim.number}.log",
+        report=runs / f"attempt-{claim.number}.jsonl",
+        task_dir=runs / "files",
+    )
+
+
+def mark(claim: Claim) -> str:
+    """Return what every process of this attempt carries in its environment."""
+    return f"{claim.token.nonce}.{claim.task}.{claim.number}"
+
+
+def environment(
+    claim: Claim, worker: WorkerIdentity, files: Files, outer: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment of the task's process."""
+    return {
+        "PYTHONUNBUFFERED": "1",  # what a script printed before it crashed is in the log
+        **outer,
+        **claim.settings.env,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(worker.gpus),
+        "GPULEDGER_TASK": claim.task,
+        "GPULEDGER_SWEEP": claim.sweep,
+        "GPULEDGER_ATTEMPT": str(claim.number),
+        "GPULEDGER_SEED": str(claim.seed),
+        "GPULEDGER_PARAMS": json.dumps(dict(claim.params)),
+        "GPULEDGER_TASK_DIR": str(files.task_dir),
+        "GPULEDGER_REPORT": str(files.report),
+        "GPULEDGER_WORKER": worker.name,
+        "GPULEDGER_MARK": mark(claim),
+    }
+
+
+def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
+    """Run one attempt, wait until nothing of it is left, and return how it ended.
+
+    Raises:
+        LeaseGone: The worker was found dead meanwhile; nothing is to be recorded.
+        OSError: Its files cannot be made; nothing was started.
+    """
+    files.task_dir.mkdir(parents=True, exist_ok=True)
+    began_s = around.clock.boottime()
+    ooms = oom_kill_count()
+    settings = claim.settings
+    argv = render_command(
+        settings,
+        params=claim.params,
+        seed=claim.seed,
+        task=claim.task,
+        task_dir=str(files.task_dir),
+    )
+    try:
+        task = start(
+            argv,
+            cwd=Path(settings.workdir),
+            env=environment(claim, around.worker, files, around.environ),
+            log=files.log,
+        )
+    except CannotStart as problem:
+        ending = _not_started(problem)
+    else:
+        around.started(task)
+        with task:
+            verdict = _wait(claim, task, files, around)
+        ended = task.poll()
+        ending = _ending(claim, files, verdict, ended, oom_killed=_rose(ooms, oom_kill_count()))
+    report = read_last(files.report)
+    return replace(
+        ending,
+        metrics=dict(report.metrics) if report else {},
+        duration_s=around.clock.boottime() - began_s,
+    )
+
+
+def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -> Verdict | None:
+    """Wait for the end of the task and of all that it started; end it early when it must."""
+    limits = _Limits(claim, files, around.clock)
+    frozen = False
+    while True:
+        around.signals.wait(TICK_S, also=[task.fileno()])
+        if task.poll() is not None:
+            task.stop(grace_s=claim.settings.kill_grace_s, hurry=_hurry(around))
+            return _died_with_us(task.poll(), around)
+        if around.signals.take_suspend():
+            task.freeze()
+            around.signals.suspend_self()
+            frozen = True
+        lease = around.lease()
+        if lease == "lost":
+            task.stop(grace_s=0.0)
+            raise LeaseGone
+        if lease == "unsure" and not frozen:
+            around.say(f"{claim.task}: no sign of life could be written, its processes wait")
+            task.freeze()
+            frozen = True
+        elif lease == "regained" or (lease == "ours" and frozen):
+            task.thaw()
+            frozen = False
+        verdict = _asked_to_end(claim, around) or (None if frozen else limits.exceeded())
+        if verdict is not None:
+            around.say(f"{claim.task}: {verdict.error}; ending its processes")
+            task.stop(grace_s=verdict.grace_s, hurry=_hurry(around))
+            return verdict
+
+
+def _died_with_us(ended: Exit | None, around: Surroundings) -> Verdict | None:
+    """A cluster may send its TERM to the task as well, and the task may be the first to see it."""
+    asked = {signal.SIGTERM, signal.SIGINT}
+    if ended is None or not (
+        ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked
+    ):
+        return None
+    around.signals.wait(TOGETHER_S)
+    if around.signals.terminates or around.signals.interrupts >= 2:
+        return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
+    return None
+
+
+def _hurry(around: Surroundings) -> Hurry:
+    """Return a wait that the third Ctrl-C cuts short: it answers whether to KILL at once."""
+
+    def wait(timeout_s: float) -> bool:
+        around.signals.wait(timeout_s)
+        return around.signals.interrupts >= 3
+
+    return wait
+
+
+def _not_started(problem: CannotStart) -> Ending:
+    """A machine without memory or processes to spare hands the task back, uncounted."""
+    outcome = Outcome.INTERRUPTED if problem.machine_at_fault else Outcome.FAILED
+    return Ending(outcome=outcome, exit_code=problem.exit_code, error=problem.problem)
+
+
+def _asked_to_end(claim: Claim, around: Surroundings) -> Verdict | None:
+    signals = around.signals
+    grace_s = min(claim.settings.kill_grace_s, LEAVING_GRACE_S)
+    if signals.terminates:
+        return Verdict(
+            outcome=Outcome.INTERRUPTED, error="the worker was told to leave", grace_s=grace_s
+        )
+    if signals.interrupts >= 3:
+        return Verdict(outcome=Outcome.INTERRUPTED, error="killed by Ctrl-C", grace_s=0.0)
+    if signals.interrupts == 2:
+        return Verdict(outcome=Outcome.INTERRUPTED, error="handed back by Ctrl-C", grace_s=grace_s)
+    if around.stop_requested():
+        return Verdict(
+            outcome=Outcome.CANCELLED,
+            error="cancelled by an operator",
+            grace_s=claim.settings.kill_grace_s,
+        )
+    return None
+
+
+class _Limits:
+    """The limits of one attempt: its time, its silence, the size of its log."""
+
+    def __init__(self, claim: Claim, files: Files, clock: Clock) -> None:
+        self._settings = claim.settings
+        self._files = files
+        self._clock = clock
+        self._began_s = clock.boottime()
+        self._sizes = (0, 0)
+        self._heard_s = self._began_s
+
+    def exceeded(self) -> Verdict | None:
+        """Return why the attempt must end, or None."""
+        now_s = self._clock.boottime()
+        settings = self._settings
+        sizes = (_size(self._files.log), _size(self._files.report))
+        if sizes != self._sizes:
+            self._sizes, self._heard_s = sizes, now_s
+        if settings.timeout_s is not None and now_s - self._began_s > settings.timeout_s:
+            return self._verdict(Outcome.TIMED_OUT, f"over its timeout of {settings.timeout_s:g} s")
+        silence_s = settings.silence_timeout_s
+        if silence_s is not None and now_s - self._heard_s > silence_s:
+            return self._verdict(Outcome.TIMED_OUT, f"silent for {silence_s:g} s")
+        if sizes[0] > settings.log_limit_bytes:
+            mib = settings.log_limit_bytes / (1 << 20)
+            return self._verdict(Outcome.FAILED, f"its log grew over log_limit ({mib:g} MiB)")
+        return None
+
+    def _verdict(self, outcome: Outcome, error: str) -> Verdict:
+        return Verdict(outcome=outcome, error=error, grace_s=self._settings.kill_grace_s)
+
+
+def _ending(
+    claim: Claim, files: Files, verdict: Verdict | None, ended: Exit | None, *, oom_killed: bool
+) -> Ending:
+    exit_code = ended.exit_code if ended else None
+    number = ended.signal if ended else None
+    if verdict is None and exit_code == 0:
+        return Ending(outcome=Outcome.COMPLETED, exit_code=0)
+    found = read_failure(files.log, exit_code=exit_code, signal=number, oom_killed=oom_killed)
+    if verdict is not None:
+        return Ending(
+            outcome=verdict.outcome,
+            exit_code=exit_code,
+            signal=number,
+            error=verdict.error,
+            traceback=found.traceback,
+        )
+    return Ending(
+        outcome=found.outcome,
+        exit_code=exit_code,
+        signal=number,
+        error=found.error,
+        traceback=found.traceback,
+        fatal=found.fatal or exit_code in claim.settings.no_retry_codes,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _rose(before: int | None, after: int | None) -> bool:
+    return before is not None and after is not None and after > before

@@ -1,0 +1,494 @@
+"""The only module that locks and opens the ledger's file.
+
+Every access, readers too, is one hold of two independent kernel locks: `flock` on `ledger.lock`
+and SQLite's own fcntl lock on `ledger.db` (taken once a transaction by the unix-excl VFS). On
+NFS the second is what makes a fresh open read fresh pages; on GPFS it is the only one that
+reaches other machines. The connection is opened after the first lock is taken and closed before
+it is given back; nothing is kept between two transactions.
+
+A COMMIT that raised may have happened (an error while the journal is zeroed leaves a durable
+transaction). So each change writes its id into a ring of recent operations, and `Store.write`
+looks it up before it says that nothing was changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import secrets
+import socket
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar, cast
+from urllib.parse import quote
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from gpuledger import schema
+from gpuledger.clock import Clock, SystemClock, iso
+from gpuledger.errors import (
+    LedgerBusy,
+    LedgerDamaged,
+    LedgerError,
+    LedgerTooNew,
+    LedgerUnreachable,
+    NoLedger,
+    NotAllowed,
+    Unavailable,
+)
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables; RETURNING is older
+OPERATIONS_KEPT = 4096
+HOLDER_BYTES = 256
+FIRST_POLL_S = 0.002
+LONGEST_POLL_S = 0.25
+CHANGE_COUNTER_OFFSET = 24  # sqlite.org/fileformat2.html, "File change counter"
+
+# One transaction at a time in this process: closing any descriptor of the db drops every fcntl
+# lock that the process holds on it.
+_mutex = threading.Lock()
+
+
+def _fresh_mutex_after_fork() -> None:
+    global _mutex
+    _mutex = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_mutex_after_fork)
+
+
+class Unchanged(Exception):
+    """Raised by the work of `Store.write` to say that it changed nothing; holds its answer.
+
+    Without a COMMIT the change counter stays, and nobody who polls it is woken for nothing.
+    """
+
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Store:
+    """The ledger's folder: `read` and `write` run a function inside one transaction.
+
+    Attributes:
+        folder: Absolute path of the ledger's folder.
+        lock_timeout_s: How long to wait for the lock before `LedgerBusy`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lock_timeout_s: float = 60.0,
+        clock: Clock | None = None,
+        migrations: tuple[schema.Migration, ...] = schema.MIGRATIONS,
+    ) -> None:
+        self.folder = folder
+        self.path = folder / "ledger.db"
+        self.lock_path = folder / "ledger.lock"
+        self.lock_timeout_s = lock_timeout_s
+        self._clock: Clock = clock or SystemClock()
+        self._migrations = migrations
+        self._idle = threading.Event()  # never set: its wait() is a pause
+
+    def create(self, *, shared: bool = False) -> None:
+        """Make the folder, an empty ledger and its first journal; harmless when they exist.
+
+        Args:
+            shared: Let the folder's group read and write, not only its owner.
+        """
+        _require_sqlite()
+        mode = 0o2770 if shared else 0o700
+        with self._translated():
+            for folder in (self.folder, self.folder / "workers", self.folder / "runs"):
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(parents=True)
+                    folder.chmod(mode)
+            # The mode of new files follows the folder, whatever the umask of the first user.
+            for path in (self.lock_path, self.path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                with contextlib.suppress(PermissionError):  # another member's file is fine
+                    os.fchmod(descriptor, 0o660 if self._is_shared() else 0o600)
+                os.close(descriptor)
+        self.write(lambda db: None, operation="create", creating=True)
+
+    def read(self, question: Work[T]) -> T:
+        """Return `question(connection)`, asked inside one read transaction; changes nothing."""
+
+        def ask(db: sqlite3.Connection) -> T:
+            db.execute("PRAGMA query_only = ON")
+            db.execute("BEGIN")
+            self._require_version(db)
+            return question(db)
+
+        for _ in range(2):
+            try:
+                return self._with_connection(ask, operation="read")
+            except _NeedsMigration:
+                self.write(lambda db: None, operation="migrate", creating=True)
+        raise AssertionError("a migrated ledger is of the known version")
+
+    def write(self, work: Work[T], *, operation: str, creating: bool = False) -> T:
+        """Return `work(connection)`, all of its changes or none.
+
+        Args:
+            work: Makes the changes. It may be called again when it is certain that the first
+                call's changes were rolled back.
+            operation: Name of the change, shown to those who wait for the lock.
+            creating: Allow an empty file (it gets its tables).
+
+        Raises:
+            LedgerBusy: The lock was not free in time; nothing was changed.
+            LedgerUnreachable: The file system failed. The message says whether nothing was
+                changed or that this is not known.
+        """
+        operation_id = secrets.token_hex(12)
+        done: list[T] = []
+
+        def change(db: sqlite3.Connection) -> T:
+            db.execute("PRAGMA journal_mode = PERSIST")
+            db.execute("BEGIN IMMEDIATE")
+            self._migrate(db, creating=creating)
+            if done and _is_recorded(db, operation_id):
+                return done[0]
+            try:
+                done[:] = [work(db)]
+            except Unchanged as unchanged:
+                return cast("T", unchanged.answer)
+            _record(db, operation_id)
+            try:
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise _CommitRaised(error) from error
+            return done[0]
+
+        try:
+            return self._with_connection(change, operation=operation)
+        except _CommitRaised as raised:
+            return self._after_commit_raised(change, operation, raised)
+
+    def _after_commit_raised(self, change: Work[T], operation: str, raised: _CommitRaised) -> T:
+        """Find out by the operation's id what became of it; do it again only if it is not there."""
+        try:
+            return self._with_connection(change, operation=operation)
+        except (LedgerError, _CommitRaised) as error:
+            first = self._explained(raised.error)
+            raise LedgerUnreachable(
+                f"{first.problem.removesuffix('; nothing was changed')}; "
+                f"it is not known whether '{operation}' was recorded",
+                hint=first.hint,
+            ) from error
+
+    def change_counter(self) -> int | None:
+        """Return SQLite's counter of changes without any lock; None when it cannot be read.
+
+        It is a hint that something changed, nothing more. A fresh descriptor is used each time,
+        since NFS revalidates at open.
+        """
+        with _mutex:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+            try:
+                raw = os.pread(descriptor, 4, CHANGE_COUNTER_OFFSET)
+            except OSError:
+                return None
+            finally:
+                os.close(descriptor)
+        return int.from_bytes(raw, "big") if len(raw) == 4 else None
+
+    def nudge(self) -> None:
+        """Tell busy workers, who look at this file with each heartbeat, to read the ledger."""
+        with self._translated():
+            descriptor = os.open(
+                self.folder / "nudge", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o660
+            )
+            try:
+                os.pwrite(descriptor, secrets.token_hex(16).encode(), 0)
+            finally:
+                os.close(descriptor)
+
+    def last_nudge(self) -> bytes:
+        """Return what `nudge` wrote last; empty when it never did, or cannot be read now."""
+        try:
+            descriptor = os.open(self.folder / "nudge", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            return os.pread(descriptor, 32, 0)
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
+
+    # --- one hold of both locks ---------------------------------------------------------------
+
+    def _with_connection(self, work: Work[T], *, operation: str) -> T:
+        _require_sqlite()
+        deadline = self._clock.boottime() + self.lock_timeout_s
+        if not _mutex.acquire(timeout=self.lock_timeout_s):
+            raise LedgerBusy(self.path, waited_s=self.lock_timeout_s, holder="this very process")
+        try:
+            with self._translated():
+                return self._until(deadline, work, operation)
+        finally:
+            _mutex.release()
+
+    def _until(self, deadline: float, work: Work[T], operation: str) -> T:
+        """Run `work` once both locks are free; retry while only others stand in the way."""
+        poll_s = FIRST_POLL_S
+        stale = 0
+        while True:
+            try:
+                with self._outer_lock(deadline, operation):
+                    return self._transaction(work)
+            except sqlite3.OperationalError as error:
+                # The outer lock is ours, so this is a foreign program on the file, a file system
+                # on which flock stays on one machine (GPFS), or one without fcntl locks.
+                if not _is_busy(error):
+                    raise
+                if self._clock.boottime() >= deadline:
+                    raise LedgerBusy(
+                        self.path,
+                        waited_s=self.lock_timeout_s,
+                        holder="a program that opened the file itself (a sqlite3 shell?), or a "
+                        "file system without working locks",
+                    ) from error
+            except OSError as error:
+                stale += 1
+                if error.errno != errno.ESTALE or stale > 10:
+                    raise
+            self._idle.wait(random.uniform(poll_s / 2, poll_s))
+            poll_s = min(poll_s * 1.6, LONGEST_POLL_S)
+
+    @contextmanager
+    def _outer_lock(self, deadline: float, operation: str) -> Iterator[None]:
+        """Hold `flock` on the lock file; the file is never removed."""
+        poll_s = FIRST_POLL_S
+        while True:
+            descriptor, writable = self._open_lock_file()
+            try:
+                while not lock_descriptor(descriptor, blocking=False):
+                    if self._clock.boottime() >= deadline:
+                        holder = _holder(descriptor)
+                        raise LedgerBusy(self.path, waited_s=self.lock_timeout_s, holder=holder)
+                    self._idle.wait(random.uniform(poll_s / 2, poll_s))
+                    poll_s = min(poll_s * 1.6, LONGEST_POLL_S)
+                try:
+                    if not _is_still_at(descriptor, self.lock_path):
+                        continue  # replaced while we waited: that lock excludes nobody
+                    if writable:
+                        self._sign(descriptor, operation)
+                    # Opening the folder revalidates what NFS remembers of the names in it.
+                    os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                    yield
+                    return
+                finally:
+                    with contextlib.suppress(OSError):  # closing gives it back as well
+                        unlock_descriptor(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _open_lock_file(self) -> tuple[int, bool]:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self.lock_path, os.O_RDWR | flags), True
+        except OSError as error:
+            # A colleague without write permission, or a read-only mount, may still look.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return os.open(self.lock_path, os.O_RDONLY | flags), False
+
+    def _sign(self, descriptor: int, operation: str) -> None:
+        """Leave a note for those who wait: who holds the lock, since when, for what."""
+        note = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": iso(self._clock.now()),
+            "operation": operation,
+        }
+        line = json.dumps(note).encode()[: HOLDER_BYTES - 1] + b"\n"
+        with contextlib.suppress(OSError):  # a courtesy: a full disk must not stop a reader
+            os.pwrite(descriptor, line.ljust(HOLDER_BYTES), 0)
+
+    def _transaction(self, work: Work[T]) -> T:
+        mode = "rw" if os.access(self.path, os.W_OK) else "ro"
+        uri = f"file:{quote(str(self.path))}?mode={mode}&vfs=unix-excl"
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)) as db:
+            db.row_factory = sqlite3.Row
+            for pragma in ("synchronous = FULL", "mmap_size = 0", "cache_spill = OFF"):
+                db.execute(f"PRAGMA {pragma}")
+            for pragma in ("temp_store = MEMORY", "trusted_schema = OFF", "foreign_keys = ON"):
+                db.execute(f"PRAGMA {pragma}")
+            try:
+                return work(db)
+            finally:
+                if db.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):  # closing rolls back as well
+                        db.execute("ROLLBACK")
+
+    # --- versions -----------------------------------------------------------------------------
+
+    def _require_version(self, db: sqlite3.Connection) -> None:
+        found = schema.version(db)
+        if found > len(self._migrations):
+            raise LedgerTooNew(self.path, found=found, known=len(self._migrations))
+        if found == 0:
+            raise LedgerDamaged(self.path, "it has no tables")
+        if found < len(self._migrations):
+            raise _NeedsMigration
+
+    def _migrate(self, db: sqlite3.Connection, *, creating: bool) -> None:
+        try:
+            self._require_version(db)
+        except LedgerDamaged:
+            if not creating:
+                raise
+            schema.migrate(db, self._migrations)
+        except _NeedsMigration:
+            schema.migrate(db, self._migrations)
+
+    # --- errors -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.Error | OSError) -> LedgerError:
+        if isinstance(error, OSError):
+            return self._explained_os_error(error)
+        if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+            raise error  # a bug: keep its traceback
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return LedgerDamaged(self.path, str(error))
+        if code == sqlite3.SQLITE_FULL:
+            return self._unreachable("its disk is full", "free some space, then try again")
+        if code == sqlite3.SQLITE_READONLY:
+            return NotAllowed(
+                f"ledger {self.path} cannot be written by you; nothing was changed",
+                hint="ask its owner, or make the ledger with 'gpuledger init --shared'",
+            )
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            if not self.path.exists():
+                return self._gone()
+            return self._unreachable(
+                f"the file system failed ({getattr(error, 'sqlite_errorname', error)})",
+                "look at the mount and its free space (df, mount), then try again",
+            )
+        raise error
+
+    def _explained_os_error(self, error: OSError) -> LedgerError:
+        number = error.errno
+        if number in (errno.ENOENT, errno.ENOTDIR):
+            return self._gone()
+        if number in (errno.EACCES, errno.EPERM):
+            return NotAllowed(
+                f"ledger {self.folder} is not open to you ({error.strerror}); nothing was changed",
+                hint="ask its owner, or make the ledger with 'gpuledger init --shared'",
+            )
+        if number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return Unavailable(
+                f"the file system of {self.folder} offers no file locks ({error.strerror}); "
+                "nothing was changed",
+                hint="put the ledger elsewhere, or mount with locks (NFS: without 'nolock')",
+            )
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return self._unreachable(
+                f"no space is left for it ({error.strerror})", "free some space, then try again"
+            )
+        return self._unreachable(
+            f"the file system failed ({error.strerror})",
+            "look at the mount (df, mount), then try again",
+        )
+
+    def _unreachable(self, what: str, hint: str) -> LedgerUnreachable:
+        return LedgerUnreachable(
+            f"ledger {self.folder} cannot be used: {what}; nothing was changed", hint=hint
+        )
+
+    def _gone(self) -> NoLedger:
+        return NoLedger(
+            f"there is no ledger at {self.folder}; nothing was changed",
+            hint="make one with 'gpuledger init SWEEP.toml', or say where it is with --ledger",
+        )
+
+    def _is_shared(self) -> bool:
+        return bool(self.folder.stat().st_mode & stat.S_IWGRP)
+
+
+class _NeedsMigration(Exception):
+    """The ledger was written by an older gpuledger."""
+
+
+class _CommitRaised(Exception):
+    """COMMIT reported an error: the transaction may have happened or not."""
+
+    def __init__(self, error: sqlite3.Error) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _record(db: sqlite3.Connection, operation_id: str) -> None:
+    """Count the change and remember its id; with this every write transaction writes."""
+    row = db.execute("UPDATE ledger SET seq = seq + 1 RETURNING seq").fetchone()
+    if row is not None:  # None: the tables were made just now, and nobody described the ledger
+        db.execute(
+            "INSERT OR REPLACE INTO operation VALUES (?, ?)",
+            (row["seq"] % OPERATIONS_KEPT, operation_id),
+        )
+
+
+def _is_recorded(db: sqlite3.Connection, operation_id: str) -> bool:
+    return (
+        db.execute("SELECT 1 FROM operation WHERE id = ?", (operation_id,)).fetchone() is not None
+    )
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _is_still_at(descriptor: int, path: Path) -> bool:
+    mine = os.fstat(descriptor)
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return mine.st_nlink > 0 and (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _holder(descriptor: int) -> str | None:
+    """Return who signed the lock file last, for a message; None when nobody did."""
+    try:
+        note = json.loads(os.pread(descriptor, HOLDER_BYTES, 0))
+        return (
+            f"process {int(note['pid'])} on {str(note['host'])[:64]!a} "
+            f"('{str(note['operation'])[:32]}' since {str(note['since'])[:32]})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _require_sqlite() -> None:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        needed = ".".join(map(str, OLDEST_SQLITE))
+        raise Unavailable(
+            f"this Python's SQLite is {sqlite3.sqlite_version}, gpuledger needs {needed}",
+            hint="use a newer Python build (conda-forge or python.org)",
+        )

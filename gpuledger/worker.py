@@ -1,0 +1,459 @@
+"""The loop of one worker: claim, run, record, and again; all that it needs is passed to it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gpuledger import outbox, runner
+from gpuledger.clock import Clock
+from gpuledger.display.lines import claimed_line, ended_line
+from gpuledger.errors import (
+    LeaseLost,
+    LedgerBusy,
+    LedgerDamaged,
+    LedgerError,
+    LedgerUnreachable,
+    NoLedger,
+    NotAllowed,
+    Unavailable,
+)
+from gpuledger.hook import call_hook
+from gpuledger.ledger import Ledger
+from gpuledger.lookout import Lookout
+from gpuledger.model import (
+    COUNTED_AS_FAILURE,
+    Claim,
+    Ended,
+    Ending,
+    NothingToDo,
+    Outcome,
+    TaskState,
+    Token,
+    WorkerIdentity,
+)
+from gpuledger.process import is_alive, kill_marked
+from gpuledger.pulse import Pulse
+from gpuledger.signals import Signals
+
+T = TypeVar("T")
+
+OUT_OF_REACH = (LedgerBusy, LedgerUnreachable, NoLedger, NotAllowed, Unavailable)
+"""What may mend itself, or be mended by somebody, while a worker waits."""
+
+FIRST_BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 30.0
+IDLE_POLL_S = 1.0
+IDLE_POLL_PER_WORKER_S = 0.02  # many idle workers look less often
+LONGEST_IDLE_POLL_S = 10.0
+LOOK_AGAIN_S = 5.0
+COOL_DOWN_S = 60.0
+LONGEST_COOL_DOWN_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What the operator asked of a worker.
+
+    Attributes:
+        sweeps: Only tasks of these; empty means of all.
+        max_tasks: Leave after so many attempts; None means no limit.
+        stay: Wait for new tasks when the queue is empty, instead of leaving.
+        on_failure: Command line to run after each failed attempt, its JSON on stdin; or None.
+    """
+
+    sweeps: tuple[str, ...] = ()
+    max_tasks: int | None = None
+    stay: bool = False
+    on_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What a worker works with.
+
+    Attributes:
+        signals: What the operator asks of this process.
+        clock: This machine's.
+        say: Prints one line.
+        environ: The environment that tasks inherit.
+        pulse: Starts the signs of life of a registered worker.
+        identify: Returns a fresh identity for this process.
+    """
+
+    signals: Signals
+    clock: Clock
+    say: Callable[[str], None]
+    environ: Mapping[str, str]
+    pulse: Callable[[WorkerIdentity], Pulse]
+    identify: Callable[[], WorkerIdentity]
+
+
+class Worker:
+    """One worker: runs one task after another until told to leave, or nothing is left.
+
+    Attributes:
+        me: Its identity, as registered.
+        failed_for_good: How many tasks it saw fail for the last time.
+    """
+
+    def __init__(self, ledger: Ledger, options: WorkerOptions, tools: Tools) -> None:
+        self.ledger = ledger
+        self.failed_for_good = 0
+        self._options = options
+        self._tools = tools
+        self._signals = tools.signals
+        self._outbox = outbox.outbox_folder(ledger.uuid)
+        self._attempts_run = 0
+        self._cool_downs = 0
+        self._live: tuple[WorkerIdentity, ...] = ()
+        self._live_seen: int | None = None
+        self._live_at_s = self._looked_at_s = -LOOK_AGAIN_S
+        self._nudge = ledger.store.last_nudge()
+        self._drain_told = False
+
+    def run(self) -> None:
+        """Work until told to leave, or until nothing is left to do."""
+        self._deliver_what_others_left()
+        if not self._enlist():
+            return
+        try:
+            claim = self._next()
+            while claim is not None:
+                claim = self._work_on(claim) or self._next()
+        finally:
+            self._sign_off()
+
+    # --- being known --------------------------------------------------------------------------
+
+    def _enlist(self) -> bool:
+        """Register as a new worker; False when told to leave before that was possible."""
+        me = self._patiently(lambda: self.ledger.register(self._tools.identify()))
+        if me is None:
+            return False
+        self.me = me
+        self._pulse = self._tools.pulse(me)
+        self._lookout = Lookout(
+            self.ledger.folder, me.nonce, lease_s=self.ledger.lease_s, clock=self._tools.clock
+        )
+        return True
+
+    def _enlist_again(self) -> bool:
+        self._pulse.stop()
+        self._say("found dead by others (no sign of life for too long): signing on anew")
+        return self._enlist()
+
+    def _sign_off(self) -> None:
+        try:
+            self.ledger.leave(self.me.nonce)
+        except LedgerError as error:
+            self._say(f"could not sign off: {error.problem}")
+        self._pulse.stop()
+
+    def _deliver_what_others_left(self) -> None:
+        """Record outcomes that dead workers of this machine could not."""
+        if self._outbox is None:
+            return
+        for letter in outbox.letters(self._outbox):
+            if is_alive(letter.machine, letter.pid, letter.pid_start):
+                continue
+            try:
+                self._tell(letter.token, letter.ending, then=None)
+            except LeaseLost:
+                self._say(f"{letter.token.task}: a late outcome came too late, others have it")
+            except LedgerError:
+                continue  # the next worker tries again
+            outbox.forget(letter)
+
+    # --- finding work -------------------------------------------------------------------------
+
+    def _next(self) -> Claim | None:
+        """Return the next attempt to run; None when it is time to leave."""
+        while not self._is_leaving():
+            self._reap()
+            try:
+                found = self._patiently(
+                    lambda: self.ledger.claim(self.me, sweeps=self._options.sweeps)
+                )
+            except LeaseLost:
+                if not self._enlist_again():
+                    return None
+                continue
+            if isinstance(found, Claim):
+                return found
+            if found is None or self._is_done(found):
+                return None
+            self._wait_for_work(found)
+        return None
+
+    def _is_leaving(self) -> bool:
+        signals = self._signals
+        limit = self._options.max_tasks
+        if limit is not None and self._attempts_run >= limit:
+            return True
+        return bool(signals.interrupts or signals.terminates or signals.drain)
+
+    def _is_done(self, found: NothingToDo) -> bool:
+        """Tell whether nothing can come back; waiting tasks of paused sweeps may."""
+        if self._options.stay or found.pending or found.running or found.held:
+            return False
+        for sweep in found.broken:
+            self._say(
+                f"sweep {sweep} is paused because its tasks fail everywhere: "
+                f"see 'gpuledger status', then 'gpuledger resume {sweep}'"
+            )
+        return True
+
+    def _wait_for_work(self, found: NothingToDo) -> None:
+        """Wait until the ledger changed, somebody died, or it is time to look again."""
+        clock = self._tools.clock
+        seen = self.ledger.store.change_counter()
+        again_s = clock.boottime() + (LOOK_AGAIN_S if found.pending else 6 * LOOK_AGAIN_S)
+        poll_s = min(
+            max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * len(self._live)), LONGEST_IDLE_POLL_S
+        )
+        while not self._is_leaving() and clock.boottime() < again_s:
+            self._signals.wait(random.uniform(poll_s / 2, poll_s))
+            if self._reap() or self.ledger.store.change_counter() != seen:
+                return
+
+    # --- watching the others ------------------------------------------------------------------
+
+    def _reap(self, *, busy: bool = False) -> bool:
+        """Look at the other workers and end what the dead ones had; True when there was any."""
+        now_s = self._tools.clock.boottime()
+        self._refresh_live(now_s, busy=busy)
+        dead = dict(self._lookout.dead_here(self._live))
+        here = set(dead)
+        if now_s - self._looked_at_s >= self.ledger.heartbeat_s:
+            self._looked_at_s = now_s
+            dead |= self._lookout.silent(self._live, only_neighbours=busy)
+        if not dead:
+            return False
+        for nonce in here:
+            kill_marked(nonce)  # whatever a dead worker's task left running on this machine
+        try:
+            lost = self.ledger.reap(dead)
+        except LedgerError:
+            return False
+        self._live = tuple(worker for worker in self._live if worker.nonce not in dead)
+        for claim in lost:
+            self._say(f"{claim.task}: its worker died in attempt {claim.number}; it goes back")
+        return bool(lost)
+
+    def _refresh_live(self, now_s: float, *, busy: bool) -> None:
+        """Ask the ledger who is there, but seldom, and only when it changed."""
+        pace_s = self.ledger.lease_s if busy else self.ledger.heartbeat_s
+        if now_s - self._live_at_s < pace_s:
+            return
+        self._live_at_s = now_s
+        changes = self.ledger.store.change_counter()
+        if changes is None or changes == self._live_seen:
+            return
+        with contextlib.suppress(LedgerError):
+            self._live = self.ledger.live_workers()
+            self._live_seen = changes
+
+    # --- one attempt --------------------------------------------------------------------------
+
+    def _work_on(self, claim: Claim) -> Claim | None:
+        """Run one attempt and record its end; return the next claim when there is one already."""
+        files = runner.files_of(self.ledger.folder, claim)
+        self._say(claimed_line(claim, self.me.name))
+        self._pulse.show(claim, files.report)
+        self._attempts_run += 1
+        try:
+            ending = runner.run(claim, files, self._surroundings(claim))
+        except runner.LeaseGone:
+            self._say(f"{claim.task}: lease lost, its processes were killed")
+            self._enlist_again()
+            return None
+        except OSError as error:
+            self._release_unstarted(claim, error)
+            return None
+        finally:
+            self._pulse.show(None)
+        ended = self._record(claim, ending)
+        if ended is None:
+            return None
+        self._after(claim, ending, ended)
+        return ended.next if isinstance(ended.next, Claim) else None
+
+    def _surroundings(self, claim: Claim) -> runner.Surroundings:
+        return runner.Surroundings(
+            worker=self.me,
+            signals=self._signals,
+            lease=self._lease,
+            stop_requested=lambda: self._stop_requested(claim),
+            say=self._say,
+            started=self._pulse.covers,
+            environ=self._tools.environ,
+            clock=self._tools.clock,
+        )
+
+    def _lease(self) -> str:
+        """Answer whether the running attempt is still ours; see `runner.Surroundings`."""
+        self._tell_drain()
+        self._reap(busy=True)
+        if not self._pulse.lapsed():
+            return "ours"
+        if self._pulse.is_late():
+            return "unsure"
+        try:
+            alive = self.ledger.confirm(self.me)
+        except LedgerError:
+            return "unsure"
+        if not alive:
+            return "lost"
+        self._pulse.trust_again()
+        return "regained"
+
+    def _stop_requested(self, claim: Claim) -> bool:
+        """Read the ledger when an operator nudged the workers."""
+        nudge = self.ledger.store.last_nudge()
+        if nudge == self._nudge:
+            return False
+        try:
+            wanted = self.ledger.stop_requested(claim.token)
+        except LedgerError:
+            return False
+        self._nudge = nudge
+        return wanted
+
+    def _tell_drain(self) -> None:
+        if self._drain_told or not (self._signals.interrupts or self._signals.drain):
+            return
+        self._drain_told = True
+        self._pulse.note("leaves after this task")
+        self._say(
+            "finishing this task, then leaving (Ctrl-C again hands it back, a third time kills it)"
+        )
+
+    # --- recording ----------------------------------------------------------------------------
+
+    def _record(self, claim: Claim, ending: Ending) -> Ended | None:
+        """Record an outcome, however long it takes; None when others have the task now.
+
+        While the ledger is out of reach the outcome is on this machine's disk, too.
+        """
+        letter: outbox.Letter | None = None
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                ended = self._tell(claim.token, ending, then=self._wants_next())
+                break
+            except LeaseLost as lost:
+                self._say(f"{lost.problem}")
+                ended = None
+                break
+            except LedgerDamaged:
+                self._post(claim.token, ending)
+                raise
+            except OUT_OF_REACH as error:
+                if letter is None:
+                    self._say(f"{error.problem}; {claim.task} ended as {ending.outcome}, trying on")
+                    letter = self._post(claim.token, ending)
+            if self._signals.terminates or self._signals.interrupts >= 2:
+                self._say(f"{claim.task}: the next worker on this machine will record its outcome")
+                return None
+            self._signals.wait(random.uniform(backoff_s / 2, backoff_s))
+            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
+        if letter is not None:
+            outbox.forget(letter)
+        return ended
+
+    def _tell(self, token: Token, ending: Ending, *, then: WorkerIdentity | None) -> Ended:
+        sweeps = self._options.sweeps
+        if ending.outcome is Outcome.COMPLETED:
+            return self.ledger.complete(
+                token,
+                metrics=ending.metrics,
+                duration_s=ending.duration_s,
+                then=then,
+                sweeps=sweeps,
+            )
+        if ending.outcome in COUNTED_AS_FAILURE:
+            return self.ledger.fail(token, ending, then=then, sweeps=sweeps)
+        return self.ledger.release(token, ending)
+
+    def _wants_next(self) -> WorkerIdentity | None:
+        return None if self._is_leaving() else self.me
+
+    def _post(self, token: Token, ending: Ending) -> outbox.Letter | None:
+        if self._outbox is None:
+            return None
+        try:
+            return outbox.post(self._outbox, self.me, token, ending)
+        except OSError:
+            return None  # the local disk is full as well: there is only this process's memory
+
+    def _release_unstarted(self, claim: Claim, error: OSError) -> None:
+        """The attempt's files could not be made: not the task's fault, so it is handed back."""
+        self._say(f"{claim.task}: no files could be made for it ({error}); handed back")
+        ending = Ending(outcome=Outcome.INTERRUPTED, error=f"could not start: {error}")
+        self._record(claim, ending)
+        self._attempts_run -= 1
+        self._pause(LOOK_AGAIN_S)
+
+    def _after(self, claim: Claim, ending: Ending, ended: Ended) -> None:
+        """Say what became of the task and act on what the ledger thinks of this worker."""
+        self._say(ended_line(claim, self.me.name, ending, ended))
+        if ended.state is TaskState.FAILED:
+            self.failed_for_good += 1
+        if ending.outcome is Outcome.COMPLETED:
+            self._cool_downs = 0
+        if ending.outcome in COUNTED_AS_FAILURE and self._options.on_failure is not None:
+            problem = call_hook(self._options.on_failure, claim, self.me.name, ending, ended)
+            if problem is not None:
+                self._say(f"the --on-failure command failed: {problem}")
+        if ended.sweep_paused is not None:
+            self._say(f"sweep {claim.sweep} is paused: {ended.sweep_paused}")
+        if ended.suspect:
+            self._cool_down()
+
+    def _cool_down(self) -> None:
+        pause_s = min(COOL_DOWN_S * 2**self._cool_downs, LONGEST_COOL_DOWN_S)
+        self._cool_downs += 1
+        self._say(
+            f"three tasks in a row failed quickly here and nowhere else: {self.me.name} is "
+            f"suspect and cools down for {pause_s:g} s; the tasks got those attempts back"
+        )
+        self._pulse.note(f"suspect, cools down {pause_s:g} s")
+        self._pause(pause_s)
+        self._pulse.note(None)
+
+    def _pause(self, pause_s: float) -> None:
+        until_s = self._tools.clock.boottime() + pause_s
+        while not self._is_leaving():
+            left_s = until_s - self._tools.clock.boottime()
+            if left_s <= 0:
+                return
+            self._signals.wait(min(left_s, IDLE_POLL_S))
+
+    # --- patience -----------------------------------------------------------------------------
+
+    def _patiently(self, operation: Callable[[], T]) -> T | None:
+        """Repeat until the ledger can be reached; None when told to leave before that."""
+        backoff_s = FIRST_BACKOFF_S
+        told: str | None = None
+        while True:
+            try:
+                answer = operation()
+            except OUT_OF_REACH as error:
+                if error.problem != told:
+                    self._say(f"{error}; waiting until it is mended")
+                    told = error.problem
+            else:
+                if told is not None:
+                    self._say("the ledger is back, going on")
+                return answer
+            if self._is_leaving():
+                return None
+            self._signals.wait(random.uniform(backoff_s / 2, backoff_s))
+            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
+
+    def _say(self, line: str) -> None:
+        self._tools.say(line)

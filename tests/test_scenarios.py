@@ -1,0 +1,492 @@
+"""What goes wrong in the night, with real workers, real processes and real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.shell import (
+    gpuledger,
+    processes_with,
+    records,
+    states,
+    tasks,
+    worker,
+    write_sweep,
+)
+
+RECORD = """
+import json, os, sys, time
+def record(**what):
+    env = os.environ
+    who = {"task": env["GPULEDGER_TASK"], "attempt": env["GPULEDGER_ATTEMPT"]}
+    who |= {"worker": env["GPULEDGER_WORKER"], "pid": os.getpid(), **what}
+    line = json.dumps(who) + "\\n"
+    fd = os.open("record.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, line.encode())
+    os.close(fd)
+"""
+
+
+def start_sweep(folder: Path, script: str, text: str, *options: str) -> None:
+    gpuledger(
+        "init", str(write_sweep(folder, script=RECORD + script, text=text)), *options, cwd=folder
+    )
+
+
+def status(folder: Path) -> str:
+    return gpuledger("status", "--json", cwd=folder).stdout
+
+
+def outcomes(task: dict[str, object]) -> list[tuple[str, str]]:
+    attempts = task["attempts"]
+    assert isinstance(attempts, list)
+    return [(attempt["worker"].split(":")[0], attempt["outcome"]) for attempt in attempts]
+
+
+def test_two_workers_drain_200_tasks_each_exactly_once(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='ran')\n",
+        'command = "python -I -S train.py"\nseeds = 20\n[parameters]\nlr = {min = 1, max = 10}\n',
+    )
+
+    with worker("--cpu", cwd=tmp_path) as one, worker("--cpu", cwd=tmp_path, host="beta") as two:
+        assert [one.wait(timeout_s=100), two.wait(timeout_s=100)] == [0, 0]
+
+    ran = records(tmp_path / "record.jsonl")
+    assert sorted(line["task"] for line in ran) == sorted(tasks(tmp_path))
+    assert len(ran) == 200
+    assert {line["worker"] for line in ran} == {"alpha:cpu", "beta:cpu"}
+    assert states(tmp_path)["completed"] == 200
+
+
+def test_a_download_that_fails_on_one_host_works_on_another(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        """
+record(event="began")
+if os.environ["GPULEDGER_WORKER"].startswith("alpha"):
+    import urllib.error
+    raise urllib.error.URLError("no route to the data set")
+""",
+        'command = "python train.py"\n',
+    )
+
+    with worker("--cpu", "--max-tasks", "1", cwd=tmp_path) as alpha:
+        assert alpha.wait() == 0
+        assert "Reassigning" in alpha.text()
+    with worker("--cpu", cwd=tmp_path, host="beta") as beta:
+        assert beta.wait() == 0
+
+    task = tasks(tmp_path)["exp_0_0"]
+    assert task["state"] == "completed"
+    assert outcomes(task) == [("alpha", "failed"), ("beta", "completed")]
+    assert "URLError" in task["attempts"][0]["error"]
+    assert "no route to the data set" in task["attempts"][0]["traceback"]
+
+
+def test_while_another_worker_lives_it_gets_what_failed_here(tmp_path: Path) -> None:
+    start_sweep(tmp_path, "record(event='warm')\n", 'command = "python -I -S train.py"\n')
+    with (
+        worker("--cpu", "--wait", cwd=tmp_path) as alpha,
+        worker("--cpu", "--wait", cwd=tmp_path, host="beta") as beta,
+    ):
+        wait_until(
+            lambda: len(json.loads(status(tmp_path))["workers"]) == 2,
+            because="the workers did not register",
+        )
+        # Whoever takes it first fails it, and would have it again before the other looks.
+        script = "sys.exit(int(os.environ['GPULEDGER_ATTEMPT']) < 2)\n"
+        file = write_sweep(
+            tmp_path,
+            script=RECORD + script,
+            text='command = "python -I -S train.py"\n[run]\navoid = "60s"\n',
+            name="second",
+        )
+        gpuledger("init", str(file), cwd=tmp_path)
+        wait_until(
+            lambda: states(tmp_path)["completed"] == 2, because="the second sweep did not end"
+        )
+        for one in (alpha, beta):
+            one.send(signal.SIGTERM)
+            one.wait()
+
+    hosts = [host for host, _ in outcomes(tasks(tmp_path)["second_0_0"])]
+    assert sorted(hosts) == ["alpha", "beta"]
+
+
+def test_a_broken_config_fails_three_times_and_ends_well_after_the_fix(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        """
+model = json.loads(os.environ["GPULEDGER_PARAMS"])["model"]
+if model == "resnet999" and not os.path.exists("fixed"):
+    raise KeyError(model)
+""",
+        'command = "python train.py"\nseeds = 1\n[parameters]\nmodel = ["a", "b", '
+        '"resnet999", "c"]\n'
+        '[run]\navoid = "1s"\n',
+    )
+
+    with worker("--cpu", cwd=tmp_path) as one, worker("--cpu", cwd=tmp_path, host="beta") as two:
+        codes = {one.wait(), two.wait()}
+
+    assert codes <= {0, 1}
+    assert 1 in codes
+    found = tasks(tmp_path)
+    assert {name: task["state"] for name, task in found.items()} == {
+        "exp_0_0": "completed",
+        "exp_1_0": "completed",
+        "exp_2_0": "failed",
+        "exp_3_0": "completed",
+    }
+    assert [outcome for _, outcome in outcomes(found["exp_2_0"])] == ["failed"] * 3
+    assert len({host for host, _ in outcomes(found["exp_2_0"])}) == 2
+    assert found["exp_2_0"]["last_error"] == "KeyError: 'resnet999'"
+
+    (tmp_path / "fixed").touch()
+    gpuledger("retry", "--failed", cwd=tmp_path)
+    with worker("--cpu", cwd=tmp_path) as again:
+        assert again.wait() == 0
+    assert tasks(tmp_path)["exp_2_0"]["state"] == "completed"
+    assert len(tasks(tmp_path)["exp_2_0"]["attempts"]) == 4
+
+
+def test_the_task_of_a_killed_worker_runs_again_at_once_and_nothing_of_it_is_left(
+    tmp_path: Path,
+) -> None:
+    start_sweep(
+        tmp_path,
+        """
+record(event="began")
+if os.environ["GPULEDGER_ATTEMPT"] == "1":
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            record(event="daemon")
+            time.sleep(600)
+        os._exit(0)
+    time.sleep(600)
+record(event="ended")
+""",
+        'command = "python -I -S train.py"\n',
+    )
+
+    with worker("--cpu", cwd=tmp_path) as victim:
+        wait_until(
+            lambda: any(r["event"] == "daemon" for r in records(tmp_path / "record.jsonl")),
+            because="the task did not start its daemon",
+        )
+        pids = [line["pid"] for line in records(tmp_path / "record.jsonl")]
+        with worker("--cpu", cwd=tmp_path) as heir:
+            heir.wait_for("")
+            victim.process.kill()
+            assert heir.wait() == 0
+
+    task = tasks(tmp_path)["exp_0_0"]
+    assert [outcome for _, outcome in outcomes(task)] == ["lost", "completed"]
+    assert task["losses"] == 1
+    assert task["failures"] == 0
+    for pid in pids:
+        wait_until(lambda pid=pid: not is_running(pid), because="a process outlived its attempt")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat[stat.rindex(")") + 2] not in "ZX"
+
+
+def test_a_task_over_its_time_that_ignores_term_is_killed_with_its_children(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        """
+import signal, subprocess
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+code = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code])
+record(event="began", child=child.pid)
+time.sleep(600)
+""",
+        'command = "python train.py"\n[run]\ntimeout = "1s"\nkill_grace = "1s"\nmax_attempts = 1\n',
+    )
+
+    with worker("--cpu", cwd=tmp_path) as only:
+        assert only.wait() == 1
+
+    task = tasks(tmp_path)["exp_0_0"]
+    assert task["state"] == "failed"
+    assert task["attempts"][0]["outcome"] == "timed_out"
+    assert "timeout of 1 s" in task["last_error"]
+    began = records(tmp_path / "record.jsonl")[0]
+    assert not is_running(began["pid"])
+    assert not is_running(began["child"])
+
+
+def test_a_silent_task_is_ended_and_says_so(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "print('hello')\ntime.sleep(600)\n",
+        'command = "python train.py"\n[run]\nsilence_timeout = "1s"\nkill_grace = "1s"\n'
+        "max_attempts = 1\n",
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        assert only.wait() == 1
+    assert "silent for 1 s" in tasks(tmp_path)["exp_0_0"]["last_error"]
+
+
+def test_a_log_that_grows_without_end_ends_the_task(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "while True:\n    os.write(1, b'x' * 65536)\n    time.sleep(0.001)\n",
+        'command = "python train.py"\n[run]\nlog_limit = "1MB"\nkill_grace = "1s"\n'
+        "max_attempts = 1\n",
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        assert only.wait() == 1
+    assert "log_limit" in tasks(tmp_path)["exp_0_0"]["last_error"]
+
+
+def test_fatal_and_no_retry_codes_fail_at_once(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        """
+import gpuledger
+if gpuledger.params()["how"] == "fatal":
+    raise gpuledger.Fatal("this configuration can never work")
+sys.exit(42)
+""",
+        'command = "python train.py"\n[parameters]\nhow = ["fatal", "code"]\n'
+        "[run]\nno_retry_codes = [42]\n",
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        assert only.wait() == 1
+    found = tasks(tmp_path)
+    assert [len(task["attempts"]) for task in found.values()] == [1, 1]
+    assert {task["state"] for task in found.values()} == {"failed"}
+
+
+SLEEPER = "record(event='began')\ntime.sleep(600)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_told_to_leave_hands_its_task_back_uncounted(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    start_sweep(tmp_path, SLEEPER, 'command = "python -I -S train.py"\n')
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        only.send(number)
+        assert only.wait(timeout_s=25) == 130
+    task = tasks(tmp_path)["exp_0_0"]
+    assert task["state"] == "pending"
+    assert (task["failures"], task["losses"]) == (0, 0)
+    assert outcomes(task) == [("alpha", "interrupted")]
+    assert not is_running(records(tmp_path / "record.jsonl")[0]["pid"])
+
+
+def test_first_ctrl_c_finishes_the_task_and_leaves(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='began')\nwhile not os.path.exists('go'): time.sleep(0.01)\n",
+        'command = "python -I -S train.py"\nseeds = 2\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        only.send(signal.SIGINT)
+        only.wait_for("finishing this task")
+        (tmp_path / "go").touch()
+        assert only.wait() == 130
+    assert states(tmp_path)["completed"] == 1
+    assert states(tmp_path)["pending"] == 1
+
+
+def test_second_ctrl_c_hands_back_and_the_third_kills(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "import signal\nsignal.signal(15, signal.SIG_IGN)\n" + SLEEPER,
+        'command = "python -I -S train.py"\n[run]\nkill_grace = "1h"\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        only.send(signal.SIGINT)
+        only.wait_for("finishing this task")
+        only.send(signal.SIGINT)
+        only.wait_for("handed back")
+        only.send(signal.SIGINT)
+        assert only.wait(timeout_s=10) == 130
+    assert outcomes(tasks(tmp_path)["exp_0_0"]) == [("alpha", "interrupted")]
+
+
+def test_usr1_claims_nothing_more(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='began')\nwhile not os.path.exists('go'): time.sleep(0.01)\n",
+        'command = "python -I -S train.py"\nseeds = 2\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        only.send(signal.SIGUSR1)
+        (tmp_path / "go").touch()
+        assert only.wait() == 0
+    assert states(tmp_path)["pending"] == 1
+
+
+def test_a_worker_stopped_for_longer_than_its_lease_finds_it_gone_and_goes_on(
+    tmp_path: Path,
+) -> None:
+    start_sweep(
+        tmp_path,
+        """
+record(event="began")
+if os.environ["GPULEDGER_ATTEMPT"] == "1":
+    while True:
+        record(event="alive")
+        time.sleep(0.05)
+record(event="ended")
+""",
+        'command = "python -I -S train.py"\nseeds = 1\n',
+        "--lease",
+        "3s",
+        "--heartbeat",
+        "0.5s",
+    )
+    with worker("--cpu", "--wait", cwd=tmp_path) as sleeper:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        sleeper.send(signal.SIGSTOP)
+        with worker("--cpu", cwd=tmp_path, host="beta") as heir:
+            assert heir.wait() == 0
+        took_over = records(tmp_path / "record.jsonl")
+        sleeper.send(signal.SIGCONT)
+        sleeper.wait_for("lease lost")
+        sleeper.wait_for("signing on anew")
+        sleeper.send(signal.SIGTERM)
+        assert sleeper.wait() == 130
+
+    task = tasks(tmp_path)["exp_0_0"]
+    assert outcomes(task) == [("alpha", "lost"), ("beta", "completed")]
+    second = next(i for i, line in enumerate(took_over) if line["attempt"] == "2")
+    assert all(line["attempt"] == "2" for line in took_over[second:]), "both attempts ran at once"
+    assert records(tmp_path / "record.jsonl") == took_over, "the frozen task went on"
+
+
+def test_an_operator_can_cancel_a_running_task(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        SLEEPER,
+        'command = "python -I -S train.py"\nseeds = 2\n',
+        "--lease",
+        "3s",
+        "--heartbeat",
+        "0.5s",
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        gpuledger("cancel", "--sweep", "exp", "--kill", cwd=tmp_path)
+        assert only.wait() == 0
+    assert states(tmp_path)["cancelled"] == 2
+    assert not is_running(records(tmp_path / "record.jsonl")[0]["pid"])
+
+
+def test_a_sweep_that_fails_everywhere_is_paused_before_it_burned_its_tasks(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "raise ModuleNotFoundError('no module named trochvision')\n",
+        'command = "python train.py"\nseeds = 40\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as one, worker("--cpu", cwd=tmp_path, host="beta") as two:
+        one.wait()
+        two.wait()
+    status = json.loads(gpuledger("status", "--json", cwd=tmp_path).stdout)
+    assert status["counts"]["pending"] >= 25
+    assert "trochvision" in status["sweeps"][0]["paused"]
+    gpuledger("resume", "exp", cwd=tmp_path)
+    assert (
+        json.loads(gpuledger("status", "--json", cwd=tmp_path).stdout)["sweeps"][0]["paused"]
+        is None
+    )
+
+
+def test_the_hook_gets_each_failure_and_its_own_failure_stops_nobody(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "raise RuntimeError('boom')\n",
+        'command = "python train.py"\n[run]\nmax_attempts = 2\navoid = "0s"\n',
+    )
+    with worker(
+        "--cpu", "--on-failure", "cat >> hook.jsonl; echo >> hook.jsonl; exit 7", cwd=tmp_path
+    ) as only:
+        assert only.wait() == 1
+        assert "--on-failure" in only.text()
+    told = records(tmp_path / "hook.jsonl")
+    assert [(line["attempt"], line["state"]) for line in told] == [(1, "pending"), (2, "failed")]
+    assert "RuntimeError: boom" in told[0]["traceback"]
+
+
+def test_workers_wait_while_the_ledger_is_moved_away_and_lose_no_outcome(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='began')\nwhile not os.path.exists('go'): time.sleep(0.01)\n",
+        'command = "python -I -S train.py"\nseeds = 2\n',
+    )
+    folder, away = tmp_path / ".gpuledger", tmp_path / "away"
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        folder.rename(away)
+        (tmp_path / "go").touch()
+        only.wait_for("there is no ledger")
+        away.rename(folder)
+        assert only.wait() == 0
+    assert states(tmp_path)["completed"] == 2
+    assert all(len(task["attempts"]) == 1 for task in tasks(tmp_path).values())
+
+
+def test_the_outcome_of_a_worker_killed_while_the_ledger_was_away_is_delivered_by_the_next(
+    tmp_path: Path,
+) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='began')\nwhile not os.path.exists('go'): time.sleep(0.01)\n",
+        'command = "python -I -S train.py"\n',
+    )
+    folder, away = tmp_path / ".gpuledger", tmp_path / "away"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with worker("--cpu", cwd=tmp_path, TMPDIR=str(scratch)) as victim:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        folder.rename(away)
+        (tmp_path / "go").touch()
+        victim.wait_for("trying on")
+        wait_until(lambda: list(scratch.rglob("*.json")), because="no outcome on the local disk")
+        victim.process.kill()
+        victim.wait()
+    away.rename(folder)
+    with worker("--cpu", cwd=tmp_path, TMPDIR=str(scratch)) as heir:
+        assert heir.wait() == 0
+    task = tasks(tmp_path)["exp_0_0"]
+    assert outcomes(task) == [("alpha", "completed")]
+    assert len(records(tmp_path / "record.jsonl")) == 1
+    assert not list(scratch.rglob("*.json"))
+
+
+def test_no_process_of_a_worker_is_left_when_it_is_killed(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='began')\nos.system('sleep 600')\n",
+        'command = "python -I -S train.py"\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as victim:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        assert processes_with(str(tmp_path))
+        victim.process.kill()
+        victim.wait()
+        wait_until(lambda: not processes_with(str(tmp_path)), because="the guard left processes")
+    assert os.path.exists(tmp_path)  # noqa: PTH110
