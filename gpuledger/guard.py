@@ -29,6 +29,9 @@ RENEWED = b"renewed"
 TASK = b"task"
 FROZEN = b"frozen"
 
+PASSES = 1000
+"""How often new processes are looked for at a time: some task may fork faster than we look."""
+
 KILL_WAIT_S = 3600.0
 """How long the guard tries to kill what hangs in the kernel, before it gives up."""
 
@@ -56,7 +59,7 @@ class Process:
 
 def read_process(pid: int) -> Process | None:
     """Return the process of that number, or None when there is none (or it is hidden)."""
-    stat = _read(f"/proc/{pid}/stat")
+    stat = read_proc(f"/proc/{pid}/stat")
     if b")" not in stat:
         return None
     fields = stat[stat.rindex(b")") + 1 :].split()  # the name before it may contain anything
@@ -67,6 +70,23 @@ def read_process(pid: int) -> Process | None:
         session=int(fields[3]),
         start=int(fields[19]),
     )
+
+
+def read_proc(path: str) -> bytes:
+    """Return a file of /proc, nothing when it is not ours to read or its process ended."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    parts = []
+    try:
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    except OSError:
+        pass  # ended while it was read
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def all_processes(*, of_user: int | None = None) -> Iterator[Process]:
@@ -116,7 +136,7 @@ def marked(mark: str, *, session: Process | None = None) -> list[Process]:
         if session is not None and process.session == session.pid:
             belongs = True
         else:
-            environment = b"\0" + _read(f"/proc/{process.pid}/environ") + b"\0"
+            environment = b"\0" + read_proc(f"/proc/{process.pid}/environ") + b"\0"
             belongs = wanted + b"\0" in environment or wanted + b"." in environment
         if belongs and is_running(process):
             found.append(process)
@@ -171,13 +191,14 @@ def freeze_all(find: Callable[[], list[Process]]) -> list[Process]:
     What is stopped cannot fork: afterwards the processes can be killed without one escaping.
     """
     frozen: dict[tuple[int, int], Process] = {}
-    while True:
+    for _ in range(PASSES):
         fresh = [process for process in find() if (process.pid, process.start) not in frozen]
         if not fresh:
-            return list(frozen.values())
+            break
         for process in fresh:
             frozen[process.pid, process.start] = process
             send(process, signal.SIGSTOP)
+    return list(frozen.values())
 
 
 def kill_all(find: Callable[[], list[Process]], *, wait_s: float) -> int:
@@ -252,23 +273,6 @@ def _say(text: str) -> None:
     if poll.poll(0):  # a full pipe or a stopped terminal must not keep the guard from its work
         with suppress(OSError):
             os.write(2, f"gpuledger guard: {text}\n".encode())
-
-
-def _read(path: str) -> bytes:
-    """Return a file of /proc, nothing when it is not ours to read or its process ended."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    parts = []
-    try:
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-    except OSError:
-        pass  # ended while it was read
-    finally:
-        os.close(descriptor)
-    return b"".join(parts)
 
 
 def _boottime() -> float:

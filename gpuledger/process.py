@@ -40,6 +40,7 @@ from gpuledger.guard import (
     kill_all,
     marked,
     open_pidfd,
+    read_proc,
     read_process,
     send,
 )
@@ -49,6 +50,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 RESCAN_S = 1.0
 """Longest time between two looks at a tree that is being ended."""
+
+LOOKS = 1000
+"""How often a task that flees from process to process is looked for at a time."""
 
 BLIND_WAIT_S = 0.05
 """The same where the kernel offers no descriptors of processes."""
@@ -350,6 +354,7 @@ class RunningTask:
         self._child = child
         self._excluded = frozenset(excluded)
         self._session = os.getsid(0)
+        self._kernel_lists_children = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
     def __enter__(self) -> Self:
         return self
@@ -360,7 +365,7 @@ class RunningTask:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.poll() is None or self.descendants():
+        if self.descendants():
             self.stop(grace_s=0)
 
     def fileno(self) -> int:
@@ -381,8 +386,7 @@ class RunningTask:
 
         Adopted ones that ended are reaped. Only `poll` reaps the first.
         """
-        # Looked at twice: one may fork a lower number and end while the list is read upwards.
-        return tuple(process.pid for process in self._tree() or self._tree())
+        return tuple(process.pid for process in self._tree())
 
     def freeze(self) -> int:
         """Stop every process of the task; return how many there are."""
@@ -454,27 +458,56 @@ class RunningTask:
         return False
 
     def _tree(self) -> list[Process]:
-        """Return the task's running processes, parents first; reap the adopted dead."""
-        self.poll()
-        children: dict[int, list[Process]] = {}
-        for process in all_processes():
-            children.setdefault(process.parent, []).append(process)
-        worker = os.getpid()
+        """Return the task's running processes, parents first; reap the adopted dead.
+
+        An empty answer is certain: whatever ends leaves a zombie that only this process reaps,
+        after what it had forked became this process's child. So where nothing runs but something
+        ended, one looks again.
+        """
+        for _ in range(LOOKS):
+            self.poll()
+            tree = self._look()
+            running = [process for process in tree if is_running(process)]
+            for process in set(tree).difference(running):
+                if process.parent == os.getpid() and process.pid != self.pid:
+                    with suppress(ChildProcessError):
+                        os.waitpid(process.pid, os.WNOHANG)
+            if running or not tree:
+                break
+        return running or tree
+
+    def _look(self) -> list[Process]:
+        """Return the task's processes, the dead among them, parents first."""
+        children_of = _children_of if self._kernel_lists_children else _children_by_parent()
         tree = [
             process
-            for process in children.pop(worker, [])
+            for process in children_of(os.getpid())
             if process.session != self._session and process.pid not in self._excluded
         ]
+        seen = {process.pid for process in tree}
         for process in tree:  # grows while it is read
-            tree.extend(children.pop(process.pid, []))
-        running = []
-        for process in tree:
-            if is_running(process):
-                running.append(process)
-            elif process.parent == worker and process.pid != self.pid:
-                with suppress(ChildProcessError):
-                    os.waitpid(process.pid, os.WNOHANG)
-        return running
+            fresh = [child for child in children_of(process.pid) if child.pid not in seen]
+            seen.update(child.pid for child in fresh)
+            tree.extend(fresh)
+        return tree
+
+
+def _children_of(pid: int) -> list[Process]:
+    """Return a process's children, as the kernel lists them for each of its threads."""
+    numbers: list[bytes] = []
+    with suppress(OSError), os.scandir(f"/proc/{pid}/task") as threads:
+        for thread in threads:
+            numbers += read_proc(f"{thread.path}/children").split()
+    found = (read_process(int(number)) for number in numbers)
+    return [process for process in found if process is not None]
+
+
+def _children_by_parent() -> Callable[[int], list[Process]]:
+    """Return the same, from one look at all processes, for kernels that list no children."""
+    children: dict[int, list[Process]] = {}
+    for process in all_processes():
+        children.setdefault(process.parent, []).append(process)
+    return lambda pid: children.get(pid, [])
 
 
 # --- the guard -------------------------------------------------------------------------------

@@ -41,6 +41,9 @@ pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 Start = Callable[..., RunningTask]
 
+NONCE = f"n{os.getpid()}"
+"""Tests that run beside these must not take our tasks for theirs."""
+
 
 @pytest.fixture
 def no_process_is_left() -> Iterator[None]:
@@ -422,7 +425,10 @@ def test_a_task_that_forks_when_told_to_end_leaves_nothing(
     assert done.left == task.descendants() == ()
 
 
-def test_a_task_that_flees_from_process_to_process_is_caught(run_python: Start) -> None:
+@pytest.mark.parametrize("kernel_lists_children", [True, False])
+def test_a_task_that_flees_from_process_to_process_is_caught(
+    run_python: Start, kernel_lists_children: bool
+) -> None:
     task = run_python("""
         import os, time
         while True:
@@ -432,6 +438,8 @@ def test_a_task_that_flees_from_process_to_process_is_caught(run_python: Start) 
             time.sleep(0.002)
     """)
     finish(task)
+    task._kernel_lists_children &= kernel_lists_children
+    assert all(task.descendants() for _ in range(50))
 
     assert task.stop(grace_s=0).left == ()
     assert task.descendants() == ()
@@ -528,24 +536,27 @@ def test_a_task_dies_with_a_worker_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_marked_processes_are_killed_and_no_others(run: Start) -> None:
-    tasks = {mark: run(["sleep", "60"], **{MARK: mark}) for mark in ("n1.a_0_1.1", "n12.a_0_1.1")}
-    unmarked = run(["sleep", "60"], NOT_THE_GPULEDGER_MARK="n1.a_0_1.1", OTHER="n1")
+    tasks = {
+        mark: run(["sleep", "60"], **{MARK: mark})
+        for mark in (f"{NONCE}.a_0_1.1", f"{NONCE}2.a_0_1.1")
+    }
+    unmarked = run(["sleep", "60"], NOT_THE_GPULEDGER_MARK=f"{NONCE}.a_0_1.1", OTHER=NONCE)
 
-    assert kill_marked("n1") == 1
+    assert kill_marked(NONCE) == 1
 
-    assert finish(tasks["n1.a_0_1.1"]) == Exit(signal=signal.SIGKILL)
-    assert tasks["n12.a_0_1.1"].poll() is None
+    assert finish(tasks[f"{NONCE}.a_0_1.1"]) == Exit(signal=signal.SIGKILL)
+    assert tasks[f"{NONCE}2.a_0_1.1"].poll() is None
     assert unmarked.poll() is None
-    assert kill_marked("n12.a_0_1.1") == 1
-    assert kill_marked("n12.a_0_1.1") == 0
+    assert kill_marked(f"{NONCE}2.a_0_1.1") == 1
+    assert kill_marked(f"{NONCE}2.a_0_1.1") == 0
 
 
 def test_a_marked_daemon_of_a_dead_worker_is_found(run_python: Start, tmp_path: Path) -> None:
-    task = run_python(DAEMON, **{MARK: "nonce.t_0_1.1"})
+    task = run_python(DAEMON, **{MARK: f"{NONCE}.t_0_1.1"})
     finish(task)
     daemon = read_pid(tmp_path / "daemon")
 
-    assert kill_marked("nonce.t_0_1") == 1
+    assert kill_marked(f"{NONCE}.t_0_1") == 1
     assert gone(daemon)
     task.descendants()
 

@@ -10,6 +10,7 @@ from gpuledger.cli.find import open_ledger
 from gpuledger.cli.options import AsJson, ErrorText, LedgerDir, Sweep, TaskNames, WorkerName
 from gpuledger.cli.output import echo, echo_json
 from gpuledger.cli.shapes import task_change_shape
+from gpuledger.display.text import several
 from gpuledger.errors import BadUsage
 from gpuledger.model import Selection, TaskChange, TaskState
 from gpuledger.sweep import parse_assignment
@@ -99,10 +100,10 @@ def cancel(
         return
     _tell("Cancelled", change, running_is_left=False)
     if change.running and kill:
-        echo(f"{_tasks(change.running)} running: the workers were told to stop now.")
+        echo(f"{several(change.running, 'task')} running: the workers were told to stop now.")
     elif change.running:
         echo(
-            f"{_tasks(change.running)} running: cancelled when the attempt ends badly"
+            f"{several(change.running, 'task')} running: cancelled when the attempt ends badly"
             " (--kill stops it now)."
         )
 
@@ -149,7 +150,7 @@ def set_(
     if as_json:
         echo_json({"changed": changed, "priority": priority})
     else:
-        echo(f"{_tasks(changed)} now of priority {priority}; ended ones are left alone.")
+        echo(f"{several(changed, 'task')} now of priority {priority}; ended ones are left alone.")
 
 
 def _states_to_retry(
@@ -178,7 +179,9 @@ def _tell(did: str, change: TaskChange, *, running_is_left: bool = True) -> None
     if change.changed:
         names = ", ".join(change.names[:NAMES_TOLD])
         more = change.changed - len(change.names[:NAMES_TOLD])
-        echo(f"{did} {_tasks(change.changed)}: {names}{f' and {more} more' if more else ''}.")
+        echo(
+            f"{did} {several(change.changed, 'task')}: {names}{f' and {more} more' if more else ''}."
+        )
     else:
         echo(f"{did} no task: none of those selected was in a state for it.")
     left = {str(state): count for state, count in change.skipped.items() if count}
@@ -186,7 +189,3 @@ def _tell(did: str, change: TaskChange, *, running_is_left: bool = True) -> None
         left = {"running": change.running, **left}
     if left:
         echo("Left alone: " + ", ".join(f"{count} {state}" for state, count in left.items()) + ".")
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"

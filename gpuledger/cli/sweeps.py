@@ -14,6 +14,7 @@ from gpuledger.cli.find import DATABASE_NAME, folder_to_use, open_ledger
 from gpuledger.cli.options import AsJson, LedgerDir, SweepName
 from gpuledger.cli.output import echo, echo_json, note
 from gpuledger.cli.shapes import sweep_change_shape
+from gpuledger.display.text import several
 from gpuledger.errors import BadUsage
 from gpuledger.ledger import Ledger
 from gpuledger.model import SweepChange, SweepSpec
@@ -199,7 +200,7 @@ def _show_plan(spec: SweepSpec, folder: Path, *, as_json: bool) -> None:
         plan = {"sweep": spec.name, "tasks": spec.task_count, "workdir": spec.settings.workdir}
         echo_json({**plan, "commands": [list(command) for command in commands]})
         return
-    echo(f"Sweep {spec.name}: {_tasks(spec.task_count)}, run in {spec.settings.workdir}")
+    echo(f"Sweep {spec.name}: {several(spec.task_count, 'task')}, run in {spec.settings.workdir}")
     for command in commands:
         echo(f"  {shlex.join(command)}")
     if spec.task_count > len(commands):
@@ -210,20 +211,20 @@ def _show_plan(spec: SweepSpec, folder: Path, *, as_json: bool) -> None:
 def _told(change: SweepChange) -> list[str]:
     """Return what `init` did, in numbers."""
     if change.created:
-        return [f"Sweep {change.name}: {_tasks(change.added)} added."]
-    lines = [f"Sweep {change.name}: {_tasks(change.added)} added, {change.kept} kept as they are."]
+        return [f"Sweep {change.name}: {several(change.added, 'task')} added."]
+    lines = [
+        f"Sweep {change.name}: {several(change.added, 'task')} added, {change.kept} kept as they are."
+    ]
     if change.missing:
         left = change.missing - change.pruned
         lines.append(
-            f"{_tasks(change.missing)} no longer in the file: {change.pruned} cancelled,"
+            f"{several(change.missing, 'task')} no longer in the file: {change.pruned} cancelled,"
             f" {left} kept{'' if change.pruned else ' (--prune cancels the pending ones)'}."
         )
     if change.settings_changed:
         lines.append(f"Run settings changed: {', '.join(change.settings_changed)}.")
         if change.completed_before:
-            lines.append(f"{_tasks(change.completed_before)} completed with the former settings.")
+            lines.append(
+                f"{several(change.completed_before, 'task')} completed with the former settings."
+            )
     return lines
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"
