@@ -16,6 +16,7 @@ def run_fleet(
     signals: Signals,
     *,
     on_poll: Callable[[], None] | None = None,
+    on_suspend: Callable[[bool], None] | None = None,
     poll_s: float = POLL_S,
 ) -> int:
     """Wait for all workers, passing on what the operator asks; return the exit code.
@@ -24,6 +25,7 @@ def run_fleet(
         workers: Started already, each in a process group of its own.
         signals: Of this process.
         on_poll: Called each time this process wakes, to draw.
+        on_suspend: Called with True before this process is suspended (Ctrl-Z), with False after.
         poll_s: Longest time between two such calls.
 
     Returns:
@@ -45,7 +47,11 @@ def run_fleet(
             passed_on[number] = times
         if signals.take_suspend():
             _send(running, signal.SIGTSTP)
+            if on_suspend is not None:
+                on_suspend(True)
             signals.suspend_self()
+            if on_suspend is not None:
+                on_suspend(False)
             _send(running, signal.SIGCONT)
         if on_poll is not None:
             on_poll()

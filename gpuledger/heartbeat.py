@@ -100,7 +100,7 @@ def decode(raw: bytes) -> Beat | None:
 
 
 def beat_path(folder: Path, name: str, nonce: str) -> Path:
-    """Return the path of a worker's file; of its own, so that a successor's is never overwritten."""
+    """Return the path of a worker's file; a successor of the same name has another one."""
     safe = "".join(char if char.isalnum() or char in "._-#:" else "_" for char in name)
     return folder / "workers" / f"{safe}.{nonce[:8]}"
 

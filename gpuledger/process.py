@@ -271,29 +271,40 @@ def start(
     return RunningTask(_Child(popen), excluded=excluded)
 
 
-def spawn_worker(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> WorkerProcess:
+def spawn_worker(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path | None = None
+) -> WorkerProcess:
     """Start a worker of several, which gets TERM when this process ends.
 
-    It shares output and errors, but is in a process group of its own: Ctrl-C and Ctrl-Z reach
-    it only when this process passes them on. The calling thread must outlive it.
+    It is in a process group of its own: Ctrl-C and Ctrl-Z reach it only when this process
+    passes them on. The calling thread must outlive it.
 
     Args:
         argv: The command.
         env: The whole environment; None means this process's.
+        log: File that its output and errors are appended to; None means that it shares this
+            process's.
 
     Raises:
         CannotStart: See there.
+        OSError: The log cannot be written; nothing was started.
     """
-    popen = _popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=None,
-        stderr=None,
-        cwd=None,
-        env=env,
-        own_session=False,
-        when_parent_dies=signal.SIGTERM,
-    )
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    output = None if log is None else os.open(log, flags, 0o666)
+    try:
+        popen = _popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=None,
+            env=env,
+            own_session=False,
+            when_parent_dies=signal.SIGTERM,
+        )
+    finally:
+        if output is not None:
+            os.close(output)
     return WorkerProcess(_Child(popen))
 
 

@@ -69,7 +69,7 @@ class Pulse:
         """Tell the others what this worker runs now; None means nothing."""
         if claim is None:
             self._doing = Doing()
-            self._task = None
+            self.covers(None)
         else:
             self._doing = Doing(
                 task=claim.task,
@@ -79,8 +79,8 @@ class Pulse:
             )
         self._pacemaker.beat_soon()
 
-    def covers(self, task: RunningTask) -> None:
-        """Let the guard know the running task's processes."""
+    def covers(self, task: RunningTask | None) -> None:
+        """Let the guard know the running task's processes, or that there are none."""
         self._task = task
         self._guard.covers(task)
 

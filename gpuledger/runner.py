@@ -164,7 +164,7 @@ def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -
     while True:
         around.signals.wait(TICK_S, also=[task.fileno()])
         if task.poll() is not None:
-            task.stop(grace_s=claim.settings.kill_grace_s, hurry=_hurry(around))
+            _end(task, claim, around, grace_s=claim.settings.kill_grace_s)
             return _died_with_us(task.poll(), around)
         if around.signals.take_suspend():
             task.freeze()
@@ -172,7 +172,7 @@ def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -
             frozen = True
         lease = around.lease()
         if lease == "lost":
-            task.stop(grace_s=0.0)
+            _end(task, claim, around, grace_s=0.0)
             raise LeaseGone
         if lease == "unsure" and not frozen:
             around.say(f"{claim.task}: no sign of life could be written, its processes wait")
@@ -184,8 +184,16 @@ def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -
         verdict = _asked_to_end(claim, around) or (None if frozen else limits.exceeded())
         if verdict is not None:
             around.say(f"{claim.task}: {verdict.error}; ending its processes")
-            task.stop(grace_s=verdict.grace_s, hurry=_hurry(around))
+            _end(task, claim, around, grace_s=verdict.grace_s)
             return verdict
+
+
+def _end(task: RunningTask, claim: Claim, around: Surroundings, *, grace_s: float) -> None:
+    """End all that is left of the task; nothing else may start on its GPU before that."""
+    left = task.stop(grace_s=grace_s, hurry=_hurry(around)).left
+    while left and not around.signals.terminates and around.signals.interrupts < 3:
+        around.say(f"{claim.task}: processes {left} hang in the kernel and cannot be killed yet")
+        left = task.stop(grace_s=0.0, hurry=_hurry(around)).left
 
 
 def _died_with_us(ended: Exit | None, around: Surroundings) -> Verdict | None:

@@ -212,8 +212,8 @@ def _line_of(text: str, key: str | None) -> int | None:
 def _sweep(table: Mapping[str, Any], path: Path, *, allow_large: bool) -> SweepSpec:
     _known_keys(table, TOP_KEYS, "")
     name = _name(table, path)
-    run = _expect(table, "run", dict, {}, "a table")
-    parameters = _flatten(_expect(table, "parameters", dict, {}, "a table"))
+    run = _table(table, "run")
+    parameters = _flatten(_table(table, "parameters"))
     zips = _zips(table, parameters)
     domains = _domains(parameters)
     seeds = _seeds(table.get("seeds", [0]))
@@ -762,14 +762,11 @@ def _whole(table: Mapping[str, Any], key: str, default: int, *, low: int = 0) ->
     return value
 
 
-def _expect(
-    table: Mapping[str, Any], key: str, kind: type, default: Any, what: str
-) -> dict[str, Any]:
-    value: Any = table.get(key, default)
-    if not isinstance(value, kind):
-        raise _Bad(f"{key!r} must be {what}, not {value!a}", key=key)
-    found: dict[str, Any] = value
-    return found
+def _table(table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise _Bad(f"{key!r} must be a table, not {value!a}", key=key)
+    return value
 
 
 def _one_of(table: Mapping[str, Any], key: str, known: Sequence[str], default: str) -> str:

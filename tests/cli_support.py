@@ -82,7 +82,11 @@ class Lab:
         return claim
 
     def fail(
-        self, error: str = "FileNotFoundError: data", *, fatal: bool = True, traceback: str = TRACEBACK
+        self,
+        error: str = "FileNotFoundError: data",
+        *,
+        fatal: bool = True,
+        traceback: str = TRACEBACK,
     ) -> Claim:
         """Let the first pending task fail, for good unless told."""
         claim = self.claim()

@@ -82,7 +82,9 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 
 def test_without_arguments_the_help_is_shown_as_wrong_usage() -> None:
-    assert "Commands:" in run(exit_code=2).stderr
+    told = run(exit_code=2).stderr
+    assert told.startswith("Usage: ")
+    assert "Commands:" in told
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_without_arguments_the_help_is_shown_as_wrong_usage() -> None:
         (["status", "--onec"], "no such option: --onec"),
         (["show"], "missing argument 'TASK'"),
         (["tasks", "--state", "broken"], "'broken'"),
-        (["tasks", "--limit", "-1"], "-1"),
+        (["tasks", "--limit", "-1"], "greater than or equal to 0"),
         (["tasks", "--names", "--json"], "do not go together"),
     ],
 )
@@ -141,20 +143,22 @@ def test_every_error_class_has_an_exit_code_of_the_contract() -> None:
     assert app_module.INTERRUPTED == 130
 
 
-def test_a_reader_that_goes_away_ends_it_silently(tmp_path: Path) -> None:
-    make_lab(tmp_path / ".gpuledger", sweep(points=[{"n": n} for n in range(5000)]))
-    for command in ("tasks --names", "tasks", "tasks --json", "results"):
-        piped = subprocess.run(
-            ["bash", "-c", f"{sys.executable} -m gpuledger {command} | head -c 10 >/dev/null; "
-             "echo ${PIPESTATUS[0]}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert piped.stderr == ""
-        assert piped.stdout == "141\n"
+@pytest.mark.parametrize("command", ["tasks --names", "tasks", "tasks --json", "results"])
+def test_a_reader_that_went_away_ends_it_silently(tmp_path: Path, command: str) -> None:
+    make_lab(tmp_path / ".gpuledger")
+    nobody_reads, pipe = os.pipe()
+    os.close(nobody_reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpuledger", *command.split()],
+        cwd=tmp_path,
+        stdout=pipe,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(pipe)
+    assert done.stderr == b""
+    assert done.returncode == 141
 
 
 def test_ctrl_c_ends_a_command_that_waits_for_the_ledger_without_a_traceback(

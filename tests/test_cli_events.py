@@ -17,7 +17,7 @@ def test_failures_are_told_in_the_familiar_line(tmp_path: Path) -> None:
     lab.fail("FileNotFoundError: data", fatal=False)
     told = lab.run("events").stdout
     assert (
-        "Task exp1_0_42 failed on host:gpu0 (attempt 1/3): FileNotFoundError: data Reassigning."
+        "Task exp1_0_42 failed on host:gpu0 (attempt 1/3): FileNotFoundError: data. Reassigning."
         in told
     )
 
@@ -67,12 +67,15 @@ def test_more_events_than_a_page_are_all_told(tmp_path: Path, monkeypatch: objec
 def test_following_tells_what_comes_and_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
     lab = make_lab(tmp_path / ".gpuledger")
     out = tmp_path / "out"
-    with out.open("wb") as file, subprocess.Popen(
-        [sys.executable, "-m", "gpuledger", "events", "-f", "--json"],
-        cwd=tmp_path,
-        stdout=file,
-        stderr=subprocess.PIPE,
-    ) as follower:
+    with (
+        out.open("wb") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "gpuledger", "events", "-f", "--json"],
+            cwd=tmp_path,
+            stdout=file,
+            stderr=subprocess.PIPE,
+        ) as follower,
+    ):
         try:
             lab.complete()
             wait_until(lambda: b"completed" in out.read_bytes(), because="a task was completed")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from gpuledger.cli import trust as trust_module
 from gpuledger.cli.find import find_ledger, folder_to_use
 from gpuledger.cli.trust import require_trusted
 from gpuledger.errors import LedgerError, NoLedger, NotAllowed
@@ -95,7 +94,7 @@ def test_a_shared_ledger_that_everybody_can_write_is_refused(tmp_path: Path) -> 
 
 def test_another_users_ledger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / ".gpuledger")
-    monkeypatch.setattr(trust_module.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("gpuledger.cli.trust.os.geteuid", lambda: os.getuid() + 1)
     with pytest.raises(NotAllowed, match="belongs to another user"):
         require_trusted(folder, trust=False)
     require_trusted(folder, trust=True)
@@ -105,11 +104,11 @@ def test_another_users_shared_ledger_is_for_the_members_of_its_group_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(tmp_path / ".gpuledger", shared=True)
-    monkeypatch.setattr(trust_module.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("gpuledger.cli.trust.os.geteuid", lambda: os.getuid() + 1)
     require_trusted(folder, trust=False)
 
-    monkeypatch.setattr(trust_module.os, "getgroups", list)
-    monkeypatch.setattr(trust_module.os, "getegid", lambda: folder.stat().st_gid + 1)
+    monkeypatch.setattr("gpuledger.cli.trust.os.getgroups", list)
+    monkeypatch.setattr("gpuledger.cli.trust.os.getegid", lambda: folder.stat().st_gid + 1)
     with pytest.raises(NotAllowed, match="belongs to another user"):
         require_trusted(folder, trust=False)
 

@@ -148,7 +148,14 @@ def test_a_short_lease_alone_gets_a_heartbeat_that_fits(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--heartbeat", "30s"], ["--lease", "3s", "--heartbeat", "2s"], ["--lease", "0.1s"]]
+    "options",
+    [
+        ["--heartbeat", "30s"],
+        ["--heartbeat", "0"],
+        ["--lease", "3s", "--heartbeat", "2s"],
+        ["--lease", "0.1"],
+        ["--lease", "soon"],
+    ],
 )
 def test_times_that_do_not_go_together_are_wrong_usage(here: Path, options: list[str]) -> None:
     assert "nothing was changed" in run("init", "exp1.toml", *options, exit_code=2).stderr

@@ -89,12 +89,15 @@ def test_following_goes_on_into_the_next_attempt_and_ends_with_the_task(
     claim = lab.claim()
     log = lab.write_log(claim, b"one\n")
     out = tmp_path / "out"
-    with out.open("wb") as file, subprocess.Popen(
-        [sys.executable, "-m", "gpuledger", "logs", claim.task, "-f"],
-        cwd=tmp_path,
-        stdout=file,
-        stderr=subprocess.PIPE,
-    ) as follower:
+    with (
+        out.open("wb") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "gpuledger", "logs", claim.task, "-f"],
+            cwd=tmp_path,
+            stdout=file,
+            stderr=subprocess.PIPE,
+        ) as follower,
+    ):
         try:
             wait_until(lambda: out.read_bytes() == b"one\n", because="it shows what is there")
             with log.open("ab") as more:
@@ -145,7 +148,9 @@ def test_what_a_terminal_is_given(log: bytes, shown: str) -> None:
     assert TerminalText(can_erase=True).feed(log, last=True) == shown
 
 
-@pytest.mark.parametrize("log", [HOSTILE, b"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\n", b"\xe2\x82\xac\r\n"])
+@pytest.mark.parametrize(
+    "log", [HOSTILE, b"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\n", b"\xe2\x82\xac\r\n"]
+)
 def test_it_does_not_matter_where_a_log_is_cut(log: bytes) -> None:
     whole = TerminalText(can_erase=True).feed(log, last=True)
     for size in (1, 2, 3):

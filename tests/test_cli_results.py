@@ -95,3 +95,16 @@ def test_a_ledger_without_tasks_gives_a_header_or_an_empty_list(tmp_path: Path) 
     lab: Lab = make_lab(tmp_path / ".gpuledger", sweep(points=[]))
     assert lab.run("results").stdout == '"task","sweep","state","seed"\n'
     assert json.loads(lab.run("results", "--format", "json").stdout) == []
+
+
+def test_a_terminal_gets_a_table_and_no_control_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(tmp_path / ".gpuledger", sweep(points=[{"x": "\x1b[2Jevil"}, {"x": "good"}]))
+    monkeypatch.setattr("gpuledger.cli.results.is_terminal", lambda: True)
+    for options in ([], ["--format", "csv"], ["--format", "table"]):
+        shown = lab.run("results", *options).stdout
+        assert "good" in shown
+        assert r"\x1b[2Jevil" in shown
+        assert "\x1b" not in shown
+    assert lab.run("results").stdout == lab.run("results", "--format", "table").stdout

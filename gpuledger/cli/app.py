@@ -18,6 +18,7 @@ from gpuledger.errors import LedgerError
 COMMANDS: Mapping[str, str] = {
     "init": "sweeps",
     "work": "work",
+    "run": "run",
     "status": "status",
     "tasks": "tasks",
     "show": "tasks",
@@ -54,7 +55,7 @@ class CommandGroup(TyperGroup):
             return None
         if cmd_name not in self.commands:
             module = importlib.import_module(f"gpuledger.cli.{COMMANDS[cmd_name]}")
-            found = typer.main.get_group(module.app).commands
+            found: Any = typer.main.get_group(module.app).commands
             for command in found.values():
                 command.rich_markup_mode = None  # help as plain as other programs'
             self.commands.update(found)
@@ -70,10 +71,19 @@ class CommandGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(PIPE_CLOSED) from error
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run the command line and exit; what a user can act on becomes two lines on stderr."""
         try:
-            sys.exit(super().main(args, **{**options, "standalone_mode": False}))
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            sys.exit(code)
         except LedgerError as error:
             echo_error(error.problem, hint=error.hint)
             sys.exit(error.exit_code)
@@ -85,8 +95,9 @@ class CommandGroup(TyperGroup):
 
 
 def _report_usage(error: Any) -> None:
-    message = error.format_message().strip()
-    if not message:  # the help was printed instead
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(message, err=True)
         return
     command = error.ctx.command_path if error.ctx else "gpuledger"
     echo_error(

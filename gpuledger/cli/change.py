@@ -179,9 +179,8 @@ def _tell(did: str, change: TaskChange, *, running_is_left: bool = True) -> None
     if change.changed:
         names = ", ".join(change.names[:NAMES_TOLD])
         more = change.changed - len(change.names[:NAMES_TOLD])
-        echo(
-            f"{did} {several(change.changed, 'task')}: {names}{f' and {more} more' if more else ''}."
-        )
+        rest = f" and {more} more" if more else ""
+        echo(f"{did} {several(change.changed, 'task')}: {names}{rest}.")
     else:
         echo(f"{did} no task: none of those selected was in a state for it.")
     left = {str(state): count for state, count in change.skipped.items() if count}

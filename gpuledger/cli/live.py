@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import typer
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from gpuledger import queries
@@ -39,7 +40,7 @@ def watch(ledger: Ledger, *, sweep: str | None) -> None:
             signals.suspend_self()
         if signals.terminates:
             raise typer.Exit(INTERRUPTED)
-        echo_table(status_view(reader.latest(), height=make_console().height))
+        echo_table(frame(reader, make_console()))
 
 
 def _draw(reader: Reader, signals: Signals) -> bool:
@@ -47,13 +48,18 @@ def _draw(reader: Reader, signals: Signals) -> bool:
     console = make_console()
     with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as view:
         while not (signals.interrupts or signals.terminates):
-            view.update(status_view(reader.latest(), height=console.height), refresh=True)
+            view.update(frame(reader, console), refresh=True)
             ready = signals.wait(POLL_S, also=[keyboard])
             if keyboard in ready and os.read(keyboard, 64) in (b"q", b"Q", b""):
                 break
             if signals.take_suspend():
                 return False
     return True
+
+
+def frame(reader: Reader, console: Console) -> RenderableType:
+    """Return the newest status, fitted to the console."""
+    return status_view(reader.latest(), width=console.width, height=console.height)
 
 
 class Reader:

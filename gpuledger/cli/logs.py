@@ -101,7 +101,8 @@ def _follow(
         record = _newest(ledger, record, changes)
         if log is None:
             attempt = attempt or _choose(record, None)
-            log = attempt and _Log(attempt, lines=lines, raw=raw)
+            if attempt is not None:
+                log = _Log(attempt, lines=lines, raw=raw)
         now = next((one for one in record.attempts if log and one.number == log.number), None)
         has_ended = now is not None and now.outcome is not None
         if log is not None:

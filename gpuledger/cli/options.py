@@ -62,7 +62,7 @@ TaskName = Annotated[
 TaskNames = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[TASK]...",
+        metavar="TASK",
         autocompletion=task_names,
         help="Names of tasks: <sweep>_<point>_<seed>, as in exp1_0_42.",
         show_default=False,
@@ -72,7 +72,7 @@ TaskNames = Annotated[
 SweepName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[SWEEP]",
+        metavar="SWEEP",
         autocompletion=sweep_names,
         help="Name of a sweep; all of them when left out.",
         show_default=False,

@@ -15,8 +15,8 @@ from gpuledger.display.text import clean
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-PIPE_COLUMNS = 200
-"""Columns of a table that goes into a file or a pipe: wide enough to be cut nowhere."""
+PIPE_CELLS = 400
+"""Width of what goes into a file or a pipe: only what is longer than any line is cut."""
 
 
 def echo(text: str = "") -> None:
@@ -64,7 +64,7 @@ def make_console() -> Console:
     from rich.console import Console  # its import costs as much as a whole small command
 
     wide = not is_terminal() and not os.environ.get("COLUMNS")
-    return Console(width=PIPE_COLUMNS if wide else None, highlight=False, markup=False, emoji=False)
+    return Console(width=PIPE_CELLS if wide else None, highlight=False, markup=False, emoji=False)
 
 
 def is_terminal() -> bool:

@@ -14,8 +14,9 @@ import typer
 
 from gpuledger.cli.find import open_ledger
 from gpuledger.cli.options import LedgerDir, Sweep
-from gpuledger.cli.output import echo, echo_json, is_terminal
+from gpuledger.cli.output import echo_json, echo_table, is_terminal
 from gpuledger.cli.shapes import result_shape
+from gpuledger.display.text import clean
 from gpuledger.model import Selection, TaskRecord, TaskState
 
 app = typer.Typer()
@@ -26,6 +27,7 @@ FIRST_COLUMNS = ("task", "sweep", "state", "seed")
 class Format(StrEnum):
     """How the results are written."""
 
+    TABLE = "table"
     CSV = "csv"
     JSON = "json"
 
@@ -33,8 +35,13 @@ class Format(StrEnum):
 @app.command()
 def results(
     format_: Annotated[
-        Format, typer.Option("--format", "-o", help="csv for tables, json for programs.")
-    ] = Format.CSV,
+        Format | None,
+        typer.Option(
+            "--format",
+            "-o",
+            help="Without it, a terminal gets a table, a pipe or a file gets CSV.",
+        ),
+    ] = None,
     sweep: Sweep = None,
     state: Annotated[
         list[TaskState] | None,
@@ -45,9 +52,9 @@ def results(
     """Print one row for each task: its parameters, and the metrics it reported last.
 
     Metrics are those of the attempt that completed the task. In CSV, all
-    text is quoted and numbers are not; a spreadsheet should import such
-    text as text, since it is what the tasks and the sweep file said,
-    unchanged. A metric with the name of a parameter is called metric.NAME.
+    text is quoted and numbers are not; let a spreadsheet import it as
+    text, since a value may begin with "=" and is not changed. A metric
+    with the name of a parameter is called metric.NAME there.
 
     \b
     gpuledger results --format csv > results.csv
@@ -55,14 +62,17 @@ def results(
     """
     selection = Selection(sweep=sweep, states=frozenset(state or ()))
     records = open_ledger(ledger).tasks(selection)
+    if format_ is None:
+        format_ = Format.TABLE if is_terminal() else Format.CSV
     if format_ is Format.JSON:
         echo_json([result_shape(record) for record in records])
-        return
-    for line in csv_lines(records):
-        if is_terminal():
-            echo(line)
-        else:
-            sys.stdout.write(line + "\n")
+    elif format_ is Format.TABLE:
+        from gpuledger.display.results import results_table  # rich: only for those who draw
+
+        echo_table(results_table(records))
+    else:
+        for line in csv_lines(records):
+            sys.stdout.write((clean(line) if is_terminal() else line) + "\n")
 
 
 def csv_lines(records: Sequence[TaskRecord]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import typer
 
 from gpuledger.cli.find import open_ledger
 from gpuledger.cli.options import AsJson, LedgerDir, Sweep
-from gpuledger.cli.output import echo_json, echo_table, is_dumb, is_terminal
+from gpuledger.cli.output import echo_json, echo_table, is_dumb, is_terminal, make_console
 from gpuledger.cli.shapes import status_shape
 
 app = typer.Typer()
@@ -37,7 +37,8 @@ def status(
     elif once or not is_terminal() or is_dumb():
         from gpuledger.display.status import status_view  # rich: only for those who draw
 
-        echo_table(status_view(opened.snapshot(sweep=sweep)))
+        width = make_console().width
+        echo_table(status_view(opened.snapshot(sweep=sweep), width=width))
     else:
         from gpuledger.cli.live import watch
 

@@ -81,17 +81,15 @@ def init(
     if dry_run:
         _show_plan(spec, folder, as_json=as_json)
         return
-    times = _times(lease, heartbeat)
+    lease_s, heartbeat_s = _times(lease, heartbeat)
     is_new = not (folder / DATABASE_NAME).exists()
-    opened = _make(folder, times, shared=shared) if is_new else Ledger.open(folder)
-    if not is_new:
-        _require_same(opened, times, shared=shared)
+    opened = open_or_make(folder, lease_s=lease_s, heartbeat_s=heartbeat_s, shared=shared)
     change = opened.add_sweep(spec, prune=prune)
     if as_json:
         echo_json({"ledger": str(opened.folder), **sweep_change_shape(change)})
         return
     echo(f"Ledger: {opened.folder}{' (new)' if is_new else ''}")
-    for line in _told(change):
+    for line in told(change):
         echo(line)
     if change.added:
         note("Next: gpuledger work --gpu 0 (or --gpus all, or --cpu), and gpuledger status")
@@ -140,8 +138,8 @@ def resume(sweep: SweepName = None, ledger: LedgerDir = None, as_json: AsJson = 
 
 def _times(lease: str | None, heartbeat: str | None) -> tuple[float | None, float | None]:
     """Return lease and heartbeat in seconds, as far as the user gave them."""
-    lease_s = None if lease is None else parse_duration(lease)
-    heartbeat_s = None if heartbeat is None else parse_duration(heartbeat)
+    lease_s = _duration(lease, "--lease")
+    heartbeat_s = _duration(heartbeat, "--heartbeat")
     longest_s = (LEASE_S if lease_s is None else lease_s) / BEATS_PER_LEASE
     if heartbeat_s is not None and not 0 < heartbeat_s <= longest_s:
         raise BadUsage(
@@ -156,8 +154,35 @@ def _times(lease: str | None, heartbeat: str | None) -> tuple[float | None, floa
     return lease_s, heartbeat_s
 
 
-def _make(folder: Path, times: tuple[float | None, float | None], *, shared: bool) -> Ledger:
-    lease_s, heartbeat_s = times
+def _duration(text: str | None, option: str) -> float | None:
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise BadUsage(f"{option}: {error}; nothing was changed") from error
+
+
+def open_or_make(
+    folder: Path,
+    *,
+    lease_s: float | None = None,
+    heartbeat_s: float | None = None,
+    shared: bool = False,
+) -> Ledger:
+    """Open the ledger at `folder`, made when there is none.
+
+    Args:
+        folder: See `folder_to_use`.
+        lease_s: For a new ledger; None means the usual one, or what the old one has.
+        heartbeat_s: The same.
+        shared: Open a new ledger to the folder's group.
+
+    Raises:
+        BadUsage: The ledger is there already, and differs from what is asked for.
+    """
+    if (folder / DATABASE_NAME).exists():
+        opened = Ledger.open(folder)
+        _require_same(opened, lease_s, heartbeat_s, shared=shared)
+        return opened
     lease_s = LEASE_S if lease_s is None else lease_s
     if heartbeat_s is None:
         heartbeat_s = min(HEARTBEAT_S, lease_s / BEATS_PER_LEASE)
@@ -165,10 +190,9 @@ def _make(folder: Path, times: tuple[float | None, float | None], *, shared: boo
 
 
 def _require_same(
-    opened: Ledger, times: tuple[float | None, float | None], *, shared: bool
+    opened: Ledger, lease_s: float | None, heartbeat_s: float | None, *, shared: bool
 ) -> None:
     """Refuse what only a new ledger can be given, unless it is so already."""
-    lease_s, heartbeat_s = times
     asked = {
         "--lease": lease_s not in (None, opened.lease_s),
         "--heartbeat": heartbeat_s not in (None, opened.heartbeat_s),
@@ -208,13 +232,12 @@ def _show_plan(spec: SweepSpec, folder: Path, *, as_json: bool) -> None:
     note("Nothing was changed (--dry-run).")
 
 
-def _told(change: SweepChange) -> list[str]:
+def told(change: SweepChange) -> list[str]:
     """Return what `init` did, in numbers."""
+    added = several(change.added, "task")
     if change.created:
-        return [f"Sweep {change.name}: {several(change.added, 'task')} added."]
-    lines = [
-        f"Sweep {change.name}: {several(change.added, 'task')} added, {change.kept} kept as they are."
-    ]
+        return [f"Sweep {change.name}: {added} added."]
+    lines = [f"Sweep {change.name}: {added} added, {change.kept} kept as they are."]
     if change.missing:
         left = change.missing - change.pruned
         lines.append(
@@ -224,7 +247,6 @@ def _told(change: SweepChange) -> list[str]:
     if change.settings_changed:
         lines.append(f"Run settings changed: {', '.join(change.settings_changed)}.")
         if change.completed_before:
-            lines.append(
-                f"{several(change.completed_before, 'task')} completed with the former settings."
-            )
+            before = several(change.completed_before, "task")
+            lines.append(f"{before} completed with the former settings.")
     return lines

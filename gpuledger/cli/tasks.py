@@ -73,7 +73,7 @@ def tasks(
         for record in shown:
             echo(record.task)
     elif shown:
-        from gpuledger.display.tables import tasks_table  # rich: only for those who draw
+        from gpuledger.display.tasks import tasks_table  # rich: only for those who draw
 
         echo_table(tasks_table(shown))
     else:
@@ -94,6 +94,6 @@ def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> N
     if as_json:
         echo_json(task_shape(record))
         return
-    from gpuledger.display.tables import task_details  # rich: only for those who draw
+    from gpuledger.display.show import task_detail  # rich: only for those who draw
 
-    echo_table(task_details(record))
+    echo_table(task_detail(record))

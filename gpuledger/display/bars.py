@@ -39,12 +39,12 @@ def state_bar(counts: Counts, width: int) -> Text:
     return bar
 
 
-def meter(percent: int, width: int) -> Text:
+def meter(percent: int, width: int, *, style: str) -> Text:
     """Return a bar that is filled to `percent` of `width` cells."""
     eighths = round(min(max(percent, 0), 100) * width * 8 / 100)
     full, rest = divmod(eighths, 8)
     bar = "█" * full + (EIGHTHS[rest] if rest else "")
-    return Text(bar.ljust(width), style=load_style(percent))
+    return Text(bar.ljust(width), style=style)
 
 
 def levels(percents: Sequence[int]) -> Text:
@@ -70,5 +70,5 @@ def shares(numbers: Sequence[int], width: int) -> list[int]:
     while sum(cells) < width:
         cells[max(range(len(cells)), key=lambda i: exact[i] - cells[i])] += 1
     while sum(cells) > width:
-        cells[max(range(len(cells)), key=lambda i: (cells[i] - exact[i], cells[i]))] -= 1
+        cells[max(range(len(cells)), key=lambda i: (cells[i] > 1, cells[i] - exact[i]))] -= 1
     return cells

@@ -12,14 +12,16 @@ def cut(text: str, width: int, *, keep_end: int = 0) -> str:
     Args:
         text: One safe line.
         width: In cells; less than 1 gives ''.
-        keep_end: So many last characters stay, as far as they fit in half of the width: the
-            number at the end of a name says more than its beginning.
+        keep_end: So many last characters stay, as far as half of the width allows: the number
+            at the end of a name says more than its beginning.
     """
     if width < 1:
         return ""
     if cell_len(text) <= width:
         return text
-    end = text[-keep_end:] if keep_end and cell_len(text[-keep_end:]) <= width // 2 else ""
+    end = text[-keep_end:] if keep_end else ""
+    while cell_len(end) > width // 2:
+        end = end[1:]
     room = width - 1 - cell_len(end)
     return _head(text, room) + "…" + end
 
@@ -52,7 +54,9 @@ def flow(parts: list[Text], width: int, *, gap: str = "  ") -> list[Text]:
 
 def wrap(text: str, width: int, *, style: str = "", indent: int = 0) -> list[Text]:
     """Return words in lines of at most `width` cells, each but the first indented."""
-    lines = flow([Text(word, style=style) for word in text.split()], max(width - indent, 1), gap=" ")
+    lines = flow(
+        [Text(word, style=style) for word in text.split()], max(width - indent, 1), gap=" "
+    )
     margin = " " * min(indent, width - 1)
     return [Text(margin * (i > 0)).append_text(line) for i, line in enumerate(lines)]
 

@@ -46,6 +46,5 @@ def in_ascii(text: str) -> str:
     if text.isascii():
         return text
     return "".join(
-        letter if letter.isascii() else ASCII.get(letter, "?" * cell_len(letter))
-        for letter in text
+        letter if letter.isascii() else ASCII.get(letter, "?" * cell_len(letter)) for letter in text
     )

@@ -12,6 +12,9 @@ from gpuledger.display.cells import cut
 
 GAP = 2
 
+FAIR_CELLS = 24
+"""One long name does not take the room of other columns, before all of them have so much."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -103,31 +106,25 @@ def left_out(columns: Sequence[Column], *, width: int) -> int:
     return len(wanted) - len(_fitted(wanted, width, True)[0])
 
 
-def _fitted(
-    columns: list[Column], width: int, headings: bool
-) -> tuple[list[Column], list[int]]:
+def _fitted(columns: list[Column], width: int, headings: bool) -> tuple[list[Column], list[int]]:
     """Return the columns that fit and their widths: the least first, what is left by rank."""
-    least = {id(column): _least(column) for column in columns}
     shown = columns
-    while len(shown) > 1 and _total([least[id(column)] for column in shown]) > width:
+    while len(shown) > 1 and _total([_least(column, headings) for column in shown]) > width:
         last = max(shown, key=lambda column: column.rank)
         shown = [column for column in shown if column is not last]
-    widths = {id(column): min(least[id(column)], width) for column in shown}
-    spare = width - _total(list(widths.values()))
-    for column in sorted(shown, key=lambda column: column.rank):
-        more = min(max(_most(column, headings) - widths[id(column)], 0), max(spare, 0))
-        widths[id(column)] += more
-        spare -= more
-    return shown, [widths[id(column)] for column in shown]
+    widths = [min(_least(column, headings), width) for column in shown]
+    wanted = [max((cell.most for cell in column.cells if cell), default=0) for column in shown]
+    by_rank = sorted(range(len(shown)), key=lambda i: shown[i].rank)
+    for cap in (FAIR_CELLS, width):
+        for i in by_rank:
+            spare = max(width - _total(widths), 0)
+            widths[i] += min(max(min(wanted[i], cap) - widths[i], 0), spare)
+    return shown, widths
 
 
-def _least(column: Column) -> int:
-    return max((cell.least for cell in column.cells if cell), default=0)
-
-
-def _most(column: Column, headings: bool) -> int:
-    most = max((cell.most for cell in column.cells if cell), default=0)
-    return max(most, cell_len(column.heading)) if headings else most
+def _least(column: Column, headings: bool) -> int:
+    least = max((cell.least for cell in column.cells if cell), default=0)
+    return max(least, cell_len(column.heading)) if headings else least
 
 
 def _total(widths: Sequence[int]) -> int:

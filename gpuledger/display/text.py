@@ -27,8 +27,10 @@ DAY_S = 86400
 LINE_CHARS = 400
 """What is longer is cut: an error or a value in a line of a table or a log."""
 
-STACKED = re.compile(r"((?:[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u20d0-\u20ff]){4})"
-                     r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u20d0-\u20ff]+")
+STACKED = re.compile(
+    r"((?:[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u20d0-\u20ff]){4})"
+    r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u20d0-\u20ff]+"
+)
 """More combining marks on one letter than any language has: they would cover other lines."""
 
 
@@ -81,6 +83,12 @@ def instant(at: float | None, *, seconds: bool = True) -> str:
     except (OverflowError, OSError, ValueError):
         return "?"
     return local.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+
+
+def moment(at: float, *, now: float) -> str:
+    """Return an instant as short as it is clear: `14:03`, with the date when that is not `now`'s."""
+    then = instant(at, seconds=False)
+    return then[-5:] if then[:10] == instant(now)[:10] else then
 
 
 def number(value: float, *, digits: int = 4) -> str:
@@ -160,4 +168,4 @@ def _visible(match: re.Match[str]) -> str:
 
 def _gib(mib: int) -> str:
     gib = mib / 1024
-    return f"{gib:.1f}" if gib < 9.95 else f"{gib:.0f}"
+    return f"{gib:.1f}".removesuffix(".0") if gib < 9.95 else f"{gib:.0f}"

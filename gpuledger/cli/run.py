@@ -1,0 +1,125 @@
+"""The command that does it all in one terminal: init, a worker on every GPU, a live status."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuledger.cli.find import folder_to_use
+from gpuledger.cli.options import LedgerDir
+from gpuledger.cli.output import echo, echo_table, is_dumb, is_terminal, make_console, note
+from gpuledger.cli.sweeps import open_or_make, told
+from gpuledger.cli.trust import require_trusted
+from gpuledger.cli.work import INTERRUPTED, Device, choose_devices, worker_command
+from gpuledger.fleet import run_fleet
+from gpuledger.ledger import Ledger
+from gpuledger.process import WorkerProcess, spawn_worker
+from gpuledger.signals import Signals, listen
+from gpuledger.sweep import read_sweep
+
+app = typer.Typer()
+
+DRAW_S = 0.5
+
+
+@app.command()
+def run(
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP.toml", help="The sweep file.", show_default=False)
+    ],
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", "-g", metavar="LIST", help="Only these GPUs: indices or UUIDs, as in 0,1."
+        ),
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="The CPU, even where there are GPUs.")] = False,
+    slots: Annotated[int, typer.Option("--slots", min=1, max=1024, help="Workers on the CPU.")] = 1,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Accept an unusually large sweep.")
+    ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run commands of a ledger that others can write to.")
+    ] = False,
+    ledger: LedgerDir = None,
+) -> None:
+    """Make the tasks of a sweep and run them here, with a live status.
+
+    It starts one worker on every GPU of this machine, or on the CPU when there is none, and ends
+    when nothing of the sweep is left. Other machines may help with 'gpuledger work' meanwhile.
+
+    The first Ctrl-C lets running tasks finish, the second hands them back, the third kills them.
+
+    \b
+    gpuledger run sweep.toml
+    gpuledger run sweep.toml --cpu --slots 4
+    """
+    spec = read_sweep(file, allow_large=yes)
+    folder = folder_to_use(ledger)
+    if (folder / "ledger.db").exists():
+        require_trusted(folder, trust=trust)
+    devices = _devices(gpu=gpu, cpu=cpu, slots=slots)
+    opened = open_or_make(folder)
+    change = opened.add_sweep(spec)
+    for line in told(change):
+        note(line)
+    options = [f"--sweep={spec.name}", *(["--trust"] if trust else [])]
+    code = _run(opened, devices, options, sweep=spec.name)
+    counts = opened.snapshot(sweep=spec.name).counts
+    if counts.failed:
+        echo(f"{counts.failed} of {counts.total} tasks failed; 'gpuledger show TASK' says why,")
+        echo("'gpuledger retry --failed' puts them back after the fix.")
+    raise typer.Exit(max(code, 1) if counts.failed else code)
+
+
+def _devices(*, gpu: str | None, cpu: bool, slots: int) -> list[Device]:
+    if gpu is not None or cpu:
+        return choose_devices(gpu=gpu, gpus=None, cpu=cpu, slots=slots, environ=os.environ)
+    from gpuledger.gpu import list_gpus  # NVML is not touched with --cpu
+
+    if list_gpus().gpus:
+        return choose_devices(gpu=None, gpus="all", cpu=False, slots=1, environ=os.environ)
+    return choose_devices(gpu=None, gpus=None, cpu=True, slots=slots, environ=os.environ)
+
+
+def _run(ledger: Ledger, devices: list[Device], options: list[str], *, sweep: str) -> int:
+    """Start the workers and wait for them; return the exit code."""
+    live = is_terminal() and not is_dumb()
+    log = ledger.folder / "run.log" if live else None
+    with listen() as signals:
+        workers = [
+            spawn_worker(worker_command(ledger.folder, device, options), log=log)
+            for device in devices
+        ]
+        code = _watch(ledger, workers, signals, sweep) if live else run_fleet(workers, signals)
+        if signals.interrupts or signals.terminates:
+            return INTERRUPTED
+    return code
+
+
+def _watch(ledger: Ledger, workers: list[WorkerProcess], signals: Signals, sweep: str) -> int:
+    """Draw the status while the workers run; leave the last one on the normal screen."""
+    from rich.live import Live
+
+    from gpuledger.cli.live import Reader, frame
+
+    console = make_console()
+    with Reader(ledger, sweep=sweep) as reader:
+        with Live(console=console, screen=True, auto_refresh=False) as view:
+
+            def draw() -> None:
+                view.update(frame(reader, console), refresh=True)
+
+            def suspend(now: bool) -> None:
+                if now:
+                    view.stop()
+                else:
+                    view.start(refresh=True)
+
+            code = run_fleet(workers, signals, on_poll=draw, on_suspend=suspend, poll_s=DRAW_S)
+        reader.read()
+        echo_table(frame(reader, make_console()))
+    return code

@@ -1,0 +1,132 @@
+"""Draws the status: a function of a snapshot, a width and a height, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from gpuledger.display.cells import cut, flow, wrap
+from gpuledger.display.drawing import Drawing
+from gpuledger.display.failures import failure_lines
+from gpuledger.display.sweeps import state_texts, sweep_lines
+from gpuledger.display.text import duration, one_line, several
+from gpuledger.display.workers import is_idle_gpu, worker_lines
+from gpuledger.model import Snapshot, TaskState
+
+Section = Callable[[int | None], list[Text]]
+"""Returns at most the given number of lines; None means as many as it takes."""
+
+
+def status_view(snapshot: Snapshot, *, width: int, height: int | None = None) -> RenderableType:
+    """Return the status as something rich can print.
+
+    Args:
+        snapshot: What to draw; nothing else is looked at.
+        width: No line is longer, in cells.
+        height: No more lines than this; None means all workers and sweeps.
+    """
+    return Drawing(draw=lambda cells: _lines(snapshot, cells, height), width=width)
+
+
+def _lines(snapshot: Snapshot, width: int, height: int | None) -> list[Text]:
+    head = _head(snapshot, width)
+    claimable = _claimable(snapshot)
+    sections: list[Section] = [
+        lambda limit: sweep_lines(snapshot.sweeps, width=width, limit=limit),
+        lambda limit: worker_lines(snapshot.workers, claimable=claimable, width=width, limit=limit),
+        lambda limit: failure_lines(
+            snapshot.failures, now=snapshot.taken_at, width=width, limit=limit
+        ),
+    ]
+    blocks = [block for block in (section(None) for section in sections) if block]
+    if height is None:
+        return _joined([head, *blocks], blank=True)
+    if len(head) + sum(len(block) + 1 for block in blocks) <= height:
+        return _joined([head, *blocks], blank=True)
+    return _squeezed(head, [section for section in sections if section(None)], height)
+
+
+def _squeezed(head: list[Text], sections: list[Section], height: int) -> list[Text]:
+    """Return as many lines as there is room for: each section gets its share."""
+    head = head[:height]
+    blank = height - len(head) >= 5 * len(sections)
+    room = height - len(head) - (len(sections) if blank else 0)
+    needed = [len(section(None)) for section in sections]
+    given = _dealt(needed, max(room, 0))
+    blocks = [section(lines) for section, lines in zip(sections, given, strict=True) if lines]
+    return _joined([head, *blocks], blank=blank)[:height]
+
+
+def _dealt(needed: list[int], room: int) -> list[int]:
+    """Return how many lines each gets: the same, but what one does not need goes to the others."""
+    given = [0] * len(needed)
+    while room > 0 and given != needed:
+        hungry = [i for i in range(len(needed)) if given[i] < needed[i]]
+        each = max(room // len(hungry), 1)
+        for i in hungry:
+            more = min(each, needed[i] - given[i], room)
+            given[i] += more
+            room -= more
+    return given
+
+
+def _joined(blocks: list[list[Text]], *, blank: bool) -> list[Text]:
+    lines: list[Text] = []
+    for block in blocks:
+        if blank and lines:
+            lines.append(Text())
+        lines += block
+    return lines
+
+
+def _head(snapshot: Snapshot, width: int) -> list[Text]:
+    """Return what concerns everything: how far it is, and what to do next."""
+    lines = []
+    if snapshot.unreachable is not None:
+        why = one_line(snapshot.unreachable, limit=200)
+        problem = f"ledger not readable: {why}; showing the last good answer"
+        lines += wrap(problem, width, style="bold red", indent=2)
+    if not snapshot.counts.total and not snapshot.sweeps:
+        empty = cut(f"no tasks yet in {one_line(snapshot.ledger)}", width, keep_end=width // 2)
+        return [*lines, Text(empty), *_advice("start with:", "gpuledger init sweep.toml", width)]
+    lines += flow(_counts(snapshot), width)
+    if _claimable(snapshot) and not snapshot.workers:
+        lines += _advice("no worker is running:", "gpuledger work --gpu 0", width)
+    elif snapshot.counts.total and not snapshot.counts.remaining and not snapshot.counts.failed:
+        lines += _advice("what came out:", "gpuledger results", width)
+    elif snapshot.counts.failed and not snapshot.counts.remaining:
+        lines += _advice("after the fix:", "gpuledger retry --failed", width)
+    return lines
+
+
+def _counts(snapshot: Snapshot) -> list[Text]:
+    counts = snapshot.counts
+    parts = [
+        Text(several(len(snapshot.sweeps), "sweep"), style="bold"),
+        Text(f"{counts.completed}/{counts.total} completed", style="green"),
+        *state_texts(
+            counts,
+            [TaskState.RUNNING, TaskState.FAILED, TaskState.PENDING, TaskState.CANCELLED],
+        ),
+    ]
+    idle = sum(is_idle_gpu(worker, _claimable(snapshot)) for worker in snapshot.workers)
+    if idle:
+        parts.append(Text(f"{several(idle, 'GPU worker')} idle", style="bold yellow"))
+    if snapshot.ended_last_hour > 0:
+        parts.append(Text(f"{snapshot.ended_last_hour}/h"))
+    if not counts.remaining:
+        parts.append(Text("done", style="bold"))
+    elif snapshot.eta_s is not None:
+        parts.append(Text(f"~{duration(snapshot.eta_s)} left", style="bold"))
+    return parts
+
+
+def _claimable(snapshot: Snapshot) -> int:
+    """Return how many pending tasks are not held back by a paused sweep."""
+    return sum(sweep.counts.pending for sweep in snapshot.sweeps if sweep.paused is None)
+
+
+def _advice(why: str, command: str, width: int) -> list[Text]:
+    return flow([Text(why, style="yellow"), Text(command, style="bold")], width, gap=" ")

@@ -1,0 +1,325 @@
+"""status: once, as JSON, and live on a terminal that is given back as it was."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpuledger.cli.live import LATE_S, Reader
+from gpuledger.errors import LedgerUnreachable
+from gpuledger.model import Snapshot
+from tests.cli_support import Lab, make_lab, sweep
+from tests.helpers import ManualClock, wait_until
+
+ALTERNATE_SCREEN, NORMAL_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
+SHOW_CURSOR = b"\x1b[?25h"
+COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return make_lab(tmp_path / ".gpuledger", sweep("exp1"), sweep("exp2"))
+
+
+def test_json_has_the_shape_of_the_contract(lab: Lab) -> None:
+    lab.complete(loss=1.0)
+    lab.fail()
+    lab.claim()
+    status = json.loads(lab.run("status", "--json").stdout)
+    assert list(status) == ["counts", "sweeps", "workers", "failures", "eta_s"]
+    assert status["counts"] == {
+        "pending": 3,
+        "running": 1,
+        "completed": 1,
+        "failed": 1,
+        "cancelled": 0,
+        "total": 6,
+    }
+    assert [(one["name"], one["counts"]["total"]) for one in status["sweeps"]] == [
+        ("exp1", 3),
+        ("exp2", 3),
+    ]
+    (worker,) = status["workers"]
+    assert (worker["name"], worker["task"], worker["number"]) == ("host:gpu0", "exp1_2_42", 1)
+    (failure,) = status["failures"]
+    assert (failure["task"], failure["outcome"]) == ("exp1_1_42", "failed")
+    assert failure["ended_at"].endswith("Z")
+    assert "FileNotFoundError" in failure["traceback"]
+
+
+def test_one_sweep_can_be_looked_at_alone(lab: Lab) -> None:
+    status = json.loads(lab.run("status", "--json", "--sweep", "exp2").stdout)
+    assert [one["name"] for one in status["sweeps"]] == ["exp2"]
+    assert status["counts"]["total"] == 3
+    assert "no sweep is named 'exp3'" in lab.run("status", "-s", "exp3", exit_code=65).stderr
+
+
+def test_in_a_pipe_it_is_printed_once_without_colours(lab: Lab) -> None:
+    lab.fail()
+    told = lab.run("status").stdout
+    assert told == lab.run("status", "--once").stdout
+    assert "exp1" in told
+    assert "FileNotFoundError" in told
+    assert "\x1b" not in told
+
+
+def test_looking_changes_nothing(lab: Lab) -> None:
+    counter = lab.ledger.store.change_counter()
+    for command in ("status --json", "status --once", "tasks", "events", "results"):
+        lab.run(*command.split())
+    assert lab.ledger.store.change_counter() == counter
+
+
+# --- live -------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self.process = process
+        self.output = b""
+        self._master = master
+
+    def read(self) -> bytes:
+        """Return everything that it printed so far."""
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                piece = os.read(self._master, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            self.output += piece
+        return self.output
+
+    def wait_for(self, text: bytes, *, since: int = 0) -> None:
+        """Wait until a text was printed, whatever its colours."""
+        wait_until(
+            lambda: text in COLOUR.sub(b"", self.read()[since:]),
+            because=f"{text!r} is on the screen",
+        )
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def settings(self) -> list[object]:
+        return termios.tcgetattr(self._master)
+
+    def wait(self) -> int:
+        wait_until(
+            lambda: self.read() is not None and self.process.poll() is not None,
+            because="the program ended",
+        )
+        self.read()
+        return self.process.wait()
+
+
+@contextmanager
+def on_a_terminal(*arguments: str, cwd: Path, **env: str) -> Iterator[Terminal]:
+    """Run `gpuledger` on a new terminal of 30 rows and 100 columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+
+    def own_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuledger", *arguments],
+        cwd=cwd,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**inherited, "TERM": "xterm-256color", **env},
+        preexec_fn=own_the_terminal,
+    )
+    os.close(slave)
+    try:
+        yield Terminal(process, master)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+@pytest.mark.parametrize("end", ["ctrl-c", "q"])
+def test_live_it_follows_the_ledger_and_gives_the_terminal_back(
+    lab: Lab, tmp_path: Path, end: str
+) -> None:
+    with on_a_terminal("status", cwd=tmp_path) as terminal:
+        before = terminal.settings()
+        terminal.wait_for(b"exp1")
+        assert ALTERNATE_SCREEN in terminal.output
+        lab.fail("KeyError: 'newly failed'")
+        terminal.wait_for(b"newly failed")
+        terminal.type(b"\x03" if end == "ctrl-c" else b"q")
+        assert terminal.wait() == 0
+        assert terminal.settings() == before
+        screen, _, after = terminal.output.rpartition(NORMAL_SCREEN)
+        assert SHOW_CURSOR in screen[-200:] + after[:200]
+        assert b"newly failed" in after
+        assert b'Traceback (most recent call last):\r\n  File "/' not in after
+
+
+def test_live_it_fits_a_terminal_that_changes_its_size(lab: Lab, tmp_path: Path) -> None:
+    with on_a_terminal("status", cwd=tmp_path) as terminal:
+        terminal.wait_for(b"exp1")
+        terminal.resize(8, 50)
+        seen = len(terminal.read())
+        wait_until(
+            lambda: terminal.read()[seen:].count(b"\x1b[H") >= 3, because="it was drawn again"
+        )
+        frame = terminal.output.split(b"\x1b[H")[-2]
+        assert frame.count(b"\n") < 8
+        terminal.type(b"q")
+        assert terminal.wait() == 0
+
+
+def test_live_it_is_suspended_on_the_normal_screen_and_goes_on(lab: Lab, tmp_path: Path) -> None:
+    with on_a_terminal("status", cwd=tmp_path) as terminal:
+        terminal.wait_for(b"exp1")
+        before = terminal.output
+        os.kill(terminal.process.pid, signal.SIGTSTP)
+        wait_until(
+            lambda: os.waitid(os.P_PID, terminal.process.pid, os.WSTOPPED | os.WNOHANG),
+            because="it stopped",
+        )
+        assert NORMAL_SCREEN in terminal.read()[len(before) :]
+        seen = len(terminal.output)
+        os.kill(terminal.process.pid, signal.SIGCONT)
+        terminal.wait_for(ALTERNATE_SCREEN, since=seen)
+        terminal.type(b"\x03")
+        assert terminal.wait() == 0
+
+
+def test_live_it_stays_up_while_the_ledger_is_away(lab: Lab, tmp_path: Path) -> None:
+    with on_a_terminal("status", cwd=tmp_path) as terminal:
+        terminal.wait_for(b"exp1")
+        away = lab.ledger.folder.with_name("away")
+        lab.ledger.folder.rename(away)
+        seen = len(terminal.read())
+        terminal.wait_for(b"no ledger", since=seen)
+        away.rename(lab.ledger.folder)
+        lab.fail("KeyError: 'back again'")
+        terminal.wait_for(b"back again", since=seen)
+        os.kill(terminal.process.pid, signal.SIGTERM)
+        assert terminal.wait() == 130
+        assert NORMAL_SCREEN in terminal.output
+
+
+@pytest.mark.parametrize("options", [["--once"], []])
+def test_a_dumb_terminal_gets_it_once(lab: Lab, tmp_path: Path, options: list[str]) -> None:
+    with on_a_terminal("status", *options, cwd=tmp_path, TERM="dumb") as terminal:
+        assert terminal.wait() == 0
+        assert b"exp1" in terminal.output
+        assert b"\x1b" not in terminal.output
+
+
+def test_no_color_is_honoured_on_a_terminal(lab: Lab, tmp_path: Path) -> None:
+    lab.fail()
+    with on_a_terminal("status", "--once", cwd=tmp_path, NO_COLOR="1") as terminal:
+        assert terminal.wait() == 0
+        assert b"exp1" in terminal.output
+        for colour in range(30, 38):
+            assert b"\x1b[%dm" % colour not in terminal.output
+    with on_a_terminal("show", "nope", cwd=tmp_path, NO_COLOR="1") as terminal:
+        assert terminal.wait() == 65
+        assert b"\x1b[31m" not in terminal.output
+
+
+# --- the reader behind it ----------------------------------------------------------------------
+
+
+def test_the_reader_takes_the_lock_only_when_something_changed(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    snapshot = lab.ledger.snapshot
+
+    def counted(*, sweep: str | None = None) -> Snapshot:
+        asked.append("snapshot")
+        return snapshot(sweep=sweep)
+
+    reader = Reader(lab.ledger, sweep=None, clock=ManualClock())
+    monkeypatch.setattr(lab.ledger, "snapshot", counted)
+    for _ in range(5):
+        reader.read()
+    assert asked == []
+    lab.fail()
+    reader.read()
+    reader.read()
+    assert asked == ["snapshot"]
+    assert reader.latest().counts.failed == 1
+
+
+def test_the_reader_keeps_the_last_answer_and_says_that_it_is_old(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    reader = Reader(lab.ledger, sweep=None, clock=clock)
+    assert reader.latest().unreachable is None
+    clock.advance(LATE_S + 3)
+    assert reader.latest().unreachable == "no answer for 8 s"
+
+    def away(*, sweep: str | None = None) -> Snapshot:
+        raise LedgerUnreachable("ledger /x cannot be used: stale")
+
+    lab.fail()
+    with monkeypatch.context() as broken:
+        broken.setattr(lab.ledger, "snapshot", away)
+        reader.read()
+        kept = reader.latest()
+        assert kept.unreachable == "ledger /x cannot be used: stale"
+        assert kept.counts.failed == 0
+    reader.read()
+    assert reader.latest().unreachable is None
+    assert reader.latest().counts.failed == 1
+
+
+def test_signs_of_life_are_read_without_the_lock(lab: Lab) -> None:
+    from gpuledger.heartbeat import Beat, HeartbeatFile, beat_path
+
+    claim = lab.claim()
+    reader = Reader(lab.ledger, sweep=None, clock=ManualClock())
+    worker = lab.worker
+    beat = Beat(
+        nonce=worker.nonce,
+        name=worker.name,
+        host=worker.host,
+        machine=worker.machine,
+        pid=worker.pid,
+        pid_start=worker.pid_start,
+        seq=1,
+        task=claim.task,
+        number=claim.number,
+        elapsed_s=12.0,
+        step=3,
+        total=10,
+    )
+    file = HeartbeatFile(beat_path(lab.ledger.folder, worker.name, worker.nonce))
+    file.write(beat)
+    reader.read()
+    assert reader.latest().workers[0].step == 3
+    file.write(replace(beat, seq=2, step=4))
+    reader.read()
+    assert reader.latest().workers[0].step == 4
