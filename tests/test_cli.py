@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -225,6 +226,9 @@ def test_names_are_completed_and_a_ledger_that_does_not_answer_gives_none(tmp_pa
     assert complete("gpuledger pause z") == ["zoo"]
     assert complete("gpuledger retry --sweep e") == ["exp1"]
     assert "status" in complete("gpuledger st")
+    with lab.ledger.store.lock_path.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert complete("gpuledger show exp1_1") == []
     (lab.ledger.folder / "ledger.db").write_bytes(b"not a database")
     assert complete("gpuledger show exp1_1") == []
 

@@ -13,14 +13,15 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gpuledger.cli.live import LATE_S, Reader
+from gpuledger.cli.changes import LOOK_ANYWAY_S, POLL_S, Changes
+from gpuledger.cli.live import LATE_S, Reader, pause_after
 from gpuledger.errors import LedgerUnreachable
 from gpuledger.model import Snapshot
 from tests.cli_support import Lab, make_lab, sweep
@@ -133,8 +134,13 @@ class Terminal:
         return self.process.wait()
 
 
+PROGRAM = (sys.executable, "-m", "gpuledger")
+
+
 @contextmanager
-def on_a_terminal(*arguments: str, cwd: Path, **env: str) -> Iterator[Terminal]:
+def on_a_terminal(
+    *arguments: str, cwd: Path, program: Sequence[str] = PROGRAM, **env: str
+) -> Iterator[Terminal]:
     """Run `gpuledger` on a new terminal of 30 rows and 100 columns."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
@@ -145,7 +151,7 @@ def on_a_terminal(*arguments: str, cwd: Path, **env: str) -> Iterator[Terminal]:
 
     inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpuledger", *arguments],
+        [*program, *arguments],
         cwd=cwd,
         stdin=slave,
         stdout=slave,
@@ -227,6 +233,17 @@ def test_live_it_stays_up_while_the_ledger_is_away(lab: Lab, tmp_path: Path) -> 
         assert NORMAL_SCREEN in terminal.output
 
 
+def test_live_in_the_background_it_leaves_the_keyboard_to_others(lab: Lab, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m gpuledger status & echo pid=$!; wait"
+    with on_a_terminal(command, cwd=tmp_path, program=["bash", "-mc"]) as terminal:
+        terminal.wait_for(b"pid=")
+        pid = int(terminal.output.partition(b"pid=")[2].split()[0])
+        try:
+            terminal.wait_for(b"exp1")
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("options", [["--once"], []])
 def test_a_dumb_terminal_gets_it_once(lab: Lab, tmp_path: Path, options: list[str]) -> None:
     with on_a_terminal("status", *options, cwd=tmp_path, TERM="dumb") as terminal:
@@ -245,6 +262,23 @@ def test_no_color_is_honoured_on_a_terminal(lab: Lab, tmp_path: Path) -> None:
     with on_a_terminal("show", "nope", cwd=tmp_path, NO_COLOR="1") as terminal:
         assert terminal.wait() == 65
         assert b"\x1b[31m" not in terminal.output
+
+
+def test_a_slow_ledger_is_left_alone_for_ten_times_as_long() -> None:
+    assert pause_after(0.001) == POLL_S
+    assert pause_after(3.0) == pytest.approx(30.0)
+
+
+def test_the_change_counter_is_not_believed_forever(lab: Lab) -> None:
+    clock = ManualClock()
+    changes = Changes(lab.ledger.store, clock)
+    assert changes.came()
+    assert not changes.came()
+    clock.advance(LOOK_ANYWAY_S)
+    assert changes.came()
+    assert not changes.came()
+    changes.forget()
+    assert changes.came()
 
 
 # --- the reader behind it ----------------------------------------------------------------------

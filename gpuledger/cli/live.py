@@ -29,6 +29,9 @@ INTERRUPTED = 130
 READING_SHARE = 0.1
 """Of its time a reader may hold the ledger's lock for so much: others work with it."""
 
+PROMPT_LINES = 2
+"""What the shell needs below the last status."""
+
 LATE_S = 5.0
 """An answer that takes longer is said to be missing."""
 
@@ -40,7 +43,7 @@ def watch(ledger: Ledger, *, sweep: str | None) -> None:
             signals.suspend_self()
         if signals.terminates:
             raise typer.Exit(INTERRUPTED)
-        echo_table(frame(reader, make_console()))
+        echo_table(frame(reader, make_console(), spare=PROMPT_LINES))
 
 
 def _draw(reader: Reader, signals: Signals) -> bool:
@@ -57,9 +60,15 @@ def _draw(reader: Reader, signals: Signals) -> bool:
     return True
 
 
-def frame(reader: Reader, console: Console) -> RenderableType:
-    """Return the newest status, fitted to the console."""
-    return status_view(reader.latest(), width=console.width, height=console.height)
+def frame(reader: Reader, console: Console, *, spare: int = 0) -> RenderableType:
+    """Return the newest status, fitted to the console but for `spare` lines."""
+    height = max(console.height - spare, 1)
+    return status_view(reader.latest(), width=console.width, height=height)
+
+
+def pause_after(reading_s: float) -> float:
+    """Return how long to leave the ledger alone after a reading that took so long."""
+    return max(POLL_S, reading_s / READING_SHARE)
 
 
 class Reader:
@@ -112,7 +121,7 @@ class Reader:
         while not self._stopping.wait(pause_s):
             began_s = self._clock.boottime()
             self.read()
-            pause_s = max(POLL_S, (self._clock.boottime() - began_s) / READING_SHARE)
+            pause_s = pause_after(self._clock.boottime() - began_s)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def flow(parts: list[Text], width: int, *, gap: str = "  ") -> list[Text]:
             lines[-1].append(gap)
             lines[-1].append_text(part)
         elif part.cell_len <= width:
-            lines.append(part.copy())
+            lines.append(Text().append_text(part))  # its style must not reach the next part
         else:
             lines += [Text(piece, style=part.style) for piece in fold(part.plain, width)]
     return lines

@@ -105,7 +105,7 @@ def _shortened(block: Sequence[Text], size: int) -> list[Text]:
 def _block(cause: Cause, now: float, width: int) -> list[Text]:
     latest = cause.latest
     error = one_line(latest.error or "") or f"{VERBS[latest.outcome]}, without a word"
-    title = Text(f"{several(cause.tasks, 'task')}: ", style="bold red")
+    title = Text().append(f"{several(cause.tasks, 'task')}: ", style="bold red")
     title.append(cut(error, width - title.cell_len), style="red")
     return [
         title,

@@ -71,9 +71,9 @@ def pieces(parts: Sequence[Text], *, gap: str = "  ") -> Cell | None:
         return None
 
     def draw(width: int) -> Text:
-        shown = parts[0].copy()
-        if shown.cell_len > width:
-            return Text(cut(shown.plain, width), style=shown.style)
+        if parts[0].cell_len > width:
+            return Text(cut(parts[0].plain, width), style=parts[0].style)
+        shown = Text().append_text(parts[0])  # its style must not reach the others
         for part in parts[1:]:
             if shown.cell_len + len(gap) + part.cell_len > width:
                 break

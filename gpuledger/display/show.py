@@ -56,8 +56,8 @@ def _lines(record: TaskRecord, width: int) -> list[Text]:
 
 
 def _facts(record: TaskRecord, width: int) -> list[Text]:
-    state = Text(record.state.value, style=f"bold {STATE_STYLES[record.state]}")
-    state.append(_tries(record), style="not bold default")
+    state = Text().append(record.state.value, style=f"bold {STATE_STYLES[record.state]}")
+    state.append(_tries(record))
     lines = [*_folded(one_line(record.task), width, "bold"), state]
     facts: dict[str, Any] = {"sweep": record.sweep, "seed": record.seed, "folder": record.folder}
     if record.priority:

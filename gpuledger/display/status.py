@@ -18,6 +18,9 @@ from gpuledger.model import Snapshot, TaskState
 Section = Callable[[int | None], list[Text]]
 """Returns at most the given number of lines; None means as many as it takes."""
 
+LEAST_LINES = 5
+"""With less for each section, none is spent on blank ones."""
+
 
 def status_view(snapshot: Snapshot, *, width: int, height: int | None = None) -> RenderableType:
     """Return the status as something rich can print.
@@ -40,23 +43,15 @@ def _lines(snapshot: Snapshot, width: int, height: int | None) -> list[Text]:
             snapshot.failures, now=snapshot.taken_at, width=width, limit=limit
         ),
     ]
-    blocks = [block for block in (section(None) for section in sections) if block]
-    if height is None:
-        return _joined([head, *blocks], blank=True)
-    if len(head) + sum(len(block) + 1 for block in blocks) <= height:
-        return _joined([head, *blocks], blank=True)
-    return _squeezed(head, [section for section in sections if section(None)], height)
-
-
-def _squeezed(head: list[Text], sections: list[Section], height: int) -> list[Text]:
-    """Return as many lines as there is room for: each section gets its share."""
+    needed = [len(section(height)) for section in sections]  # what is over it, nobody sees
+    if height is None or len(head) + sum(n + 1 for n in needed if n) <= height:
+        return _joined([head, *(section(None) for section in sections)], blank=True)
     head = head[:height]
-    blank = height - len(head) >= 5 * len(sections)
-    room = height - len(head) - (len(sections) if blank else 0)
-    needed = [len(section(None)) for section in sections]
-    given = _dealt(needed, max(room, 0))
-    blocks = [section(lines) for section, lines in zip(sections, given, strict=True) if lines]
-    return _joined([head, *blocks], blank=blank)[:height]
+    blank = height - len(head) >= LEAST_LINES * len(sections)
+    room = height - len(head) - (sum(n > 0 for n in needed) if blank else 0)
+    given = _dealt(needed, room)
+    squeezed = [section(n) for section, n in zip(sections, given, strict=True) if n]
+    return _joined([head, *squeezed], blank=blank)
 
 
 def _dealt(needed: list[int], room: int) -> list[int]:
@@ -75,7 +70,7 @@ def _dealt(needed: list[int], room: int) -> list[int]:
 def _joined(blocks: list[list[Text]], *, blank: bool) -> list[Text]:
     lines: list[Text] = []
     for block in blocks:
-        if blank and lines:
+        if blank and lines and block:
             lines.append(Text())
         lines += block
     return lines

@@ -101,9 +101,8 @@ def _left(sweep: SweepView) -> Cell | None:
 def _paused_line(sweep: SweepView, width: int) -> Text:
     why = f"  paused: {one_line(sweep.paused or '')}"
     hint = f"  (gpuledger resume {one_line(sweep.name)})"
-    return Text(cut(why, width), style="yellow").append(
-        hint if len(why + hint) <= width else "", style="dim"
-    )
+    line = Text().append(cut(why, width), style="yellow")
+    return line.append(hint, style="dim") if line.cell_len + len(hint) <= width else line
 
 
 def _rest_line(hidden: Sequence[SweepView], width: int) -> Text:

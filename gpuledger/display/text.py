@@ -45,8 +45,9 @@ def one_line(text: str, *, limit: int = LINE_CHARS) -> str:
     White space of any kind becomes single spaces.
     """
     shortened = text[: 4 * limit]  # a value may be megabytes long
-    safe = JOINERS.sub("", clean(" ".join(shortened.split())))
-    safe = STACKED.sub(r"\1", safe)
+    safe = " ".join(shortened.split())
+    if not (safe.isascii() and safe.isprintable()):
+        safe = STACKED.sub(r"\1", JOINERS.sub("", clean(safe)))
     if len(safe) <= limit and len(shortened) == len(text):
         return safe
     return safe[: limit - 1] + "…"
@@ -86,7 +87,7 @@ def instant(at: float | None, *, seconds: bool = True) -> str:
 
 
 def moment(at: float, *, now: float) -> str:
-    """Return an instant as short as it is clear: `14:03`, with the date when that is not `now`'s."""
+    """Return an instant as short as it is clear: `14:03`, with the date if that is not `now`'s."""
     then = instant(at, seconds=False)
     return then[-5:] if then[:10] == instant(now)[:10] else then
 

@@ -42,9 +42,7 @@ def create(folder: Path, tasks: int) -> tuple[Ledger, float, float]:
 def worker(ledger: Ledger, nonce: str) -> WorkerIdentity:
     """Return a registered worker."""
     return ledger.register(
-        WorkerIdentity(
-            nonce=nonce, name="bench:cpu", host="bench", machine="m", pid=1, pid_start=1
-        )
+        WorkerIdentity(nonce=nonce, name="bench:cpu", host="bench", machine="m", pid=1, pid_start=1)
     )
 
 
