@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from gpuledger import __version__
 from gpuledger.cli import app as app_module
@@ -207,6 +208,20 @@ def has_open(pid: int, path: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, typer.Abort])
+def test_an_interruption_is_130_however_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+) -> None:
+    make_lab(tmp_path / ".gpuledger")
+
+    def interrupted(*arguments: object, **options: object) -> Ledger:
+        raise interruption
+
+    monkeypatch.setattr(Ledger, "open", interrupted)
+    result = run("pause", exit_code=130, env={"GPULEDGER_DIR": str(tmp_path)})
+    assert result.stdout + result.stderr == ""
 
 
 def test_names_are_completed_and_a_ledger_that_does_not_answer_gives_none(tmp_path: Path) -> None:

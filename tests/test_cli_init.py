@@ -104,6 +104,14 @@ def test_a_dry_run_shows_commands_and_leaves_no_trace(here: Path) -> None:
     assert [path.name for path in here.iterdir()] == ["exp1.toml"]
 
 
+def test_control_characters_of_a_sweep_file_are_shown_not_obeyed(here: Path) -> None:
+    evil = SWEEP.replace("[0.1, 0.01]", r'["\u001b[2J\u202e"]')
+    (here / "evil.toml").write_text(evil, encoding="utf-8")
+    shown = run("init", "evil.toml", "--dry-run").stdout
+    assert r"\x1b[2J" in shown
+    assert not set(shown) & set("\x1b\u202e")
+
+
 def test_a_dry_run_as_json_has_the_commands_as_argument_lists(here: Path) -> None:
     plan = json.loads(run("init", "exp1.toml", "--dry-run", "--json").stdout)
     assert plan["tasks"] == 4

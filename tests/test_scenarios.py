@@ -193,8 +193,10 @@ record(event="ended")
     assert [outcome for _, outcome in outcomes(task)] == ["lost", "completed"]
     assert task["losses"] == 1
     assert task["failures"] == 0
-    for pid in pids:
-        wait_until(lambda pid=pid: not is_running(pid), because="a process outlived its attempt")
+    wait_until(
+        lambda: not any(is_running(pid) for pid in pids),
+        because="a process outlived its attempt",
+    )
 
 
 def is_running(pid: int) -> bool:

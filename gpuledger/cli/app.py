@@ -90,7 +90,7 @@ class CommandGroup(TyperGroup):
         except UsageError as error:
             _report_usage(error)
             sys.exit(error.exit_code)
-        except (KeyboardInterrupt, typer.Abort):
+        except (KeyboardInterrupt, typer.Abort):  # which of them depends on typer's version
             sys.exit(INTERRUPTED)
 
 
