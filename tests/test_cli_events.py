@@ -8,6 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from gpuledger.cli.events import followed
+from gpuledger.errors import LedgerBusy
+from gpuledger.ledger import Ledger
+from gpuledger.model import Event
 from tests.cli_support import make_lab
 from tests.helpers import wait_until
 
@@ -49,19 +55,34 @@ def test_control_characters_of_an_error_are_shown_not_obeyed(tmp_path: Path) -> 
     assert "[red]" in told
 
 
-def test_more_events_than_a_page_are_all_told(tmp_path: Path, monkeypatch: object) -> None:
-    import gpuledger.cli.events as module
-
+def test_more_events_than_a_page_are_all_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab = make_lab(tmp_path / ".gpuledger")
     for _ in range(3):
         lab.complete()
-    known = len(json.loads(lab.run("events", "-n", "100", "--json").stdout))
-    assert known > 4
-    before, module.PAGE = module.PAGE, 2
-    try:
-        assert len(json.loads(lab.run("events", "-n", "100", "--json").stdout)) == known
-    finally:
-        module.PAGE = before
+    known = json.loads(lab.run("events", "-n", "100", "--json").stdout)
+    monkeypatch.setattr("gpuledger.cli.events.PAGE", 2)
+    assert len(known) > 4
+    assert json.loads(lab.run("events", "-n", "100", "--json").stdout) == known
+
+
+def test_following_goes_on_while_the_ledger_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(tmp_path / ".gpuledger")
+    asked: list[int] = []
+    events = Ledger.events
+
+    def busy_at_first(ledger: Ledger, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        asked.append(after)
+        if len(asked) == 1:
+            raise LedgerBusy(ledger.folder, waited_s=60, holder=None)
+        return events(ledger, after=after, limit=limit)
+
+    monkeypatch.setattr(Ledger, "events", busy_at_first)
+    assert next(followed(lab.ledger, 0)).kind == "sweep_added"
+    assert len(asked) == 2
 
 
 def test_following_tells_what_comes_and_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:

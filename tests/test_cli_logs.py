@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from gpuledger.cli.logtext import TerminalText
-from gpuledger.model import Claim, Ending, Outcome
+from gpuledger.errors import LedgerBusy
+from gpuledger.ledger import Ledger
+from gpuledger.model import Claim, Ending, Outcome, TaskRecord
 from tests.cli_support import Lab, make_lab
 from tests.helpers import wait_until
 
@@ -116,6 +118,26 @@ def test_following_goes_on_into_the_next_attempt_and_ends_with_the_task(
     assert follower.returncode == 0
     assert out.read_bytes() == b"one\ntwo\nthree\n"
     assert b"==> exp1_0_42, attempt 2 on host:gpu0 <==" in said
+
+
+def test_following_goes_on_while_the_ledger_does_not_answer(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = lab.claim()
+    lab.write_log(claim, b"done\n")
+    asked: list[str] = []
+    task = Ledger.task
+
+    def busy_at_first(ledger: Ledger, name: str) -> TaskRecord:
+        asked.append(name)
+        if len(asked) == 2:
+            lab.ledger.complete(claim.token)
+            raise LedgerBusy(ledger.folder, waited_s=60, holder=None)
+        return task(ledger, name)
+
+    monkeypatch.setattr(Ledger, "task", busy_at_first)
+    assert lab.run("logs", "exp1_0_42", "-f").stdout == "done\n"
+    assert len(asked) == 3
 
 
 def test_following_one_attempt_ends_with_that_attempt(lab: Lab) -> None:

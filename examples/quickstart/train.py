@@ -65,7 +65,8 @@ def load_data(classes: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
     """Return images (one row each) and digits; `from-file` keeps those listed in classes.txt."""
     images, digits = load_digits(return_X_y=True)
     if classes == "from-file":
-        wanted = [int(word) for word in (HERE / "classes.txt").read_text().split()]
+        with open(HERE / "classes.txt") as file:
+            wanted = [int(word) for word in file.read().split()]
         kept = np.isin(digits, wanted)
         images, digits = images[kept], digits[kept]
     return images, digits

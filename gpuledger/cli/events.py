@@ -49,7 +49,7 @@ def events(
     if as_json and not follow:
         echo_json([event_shape(event) for event in _since(opened, after)])
         return
-    for event in _followed(opened, after) if follow else _since(opened, after):
+    for event in followed(opened, after) if follow else _since(opened, after):
         if as_json:
             sys.stdout.write(json.dumps(event_shape(event)) + "\n")
         else:
@@ -64,7 +64,7 @@ def _since(ledger: Ledger, after: int) -> Iterator[Event]:
         after = page[-1].id
 
 
-def _followed(ledger: Ledger, after: int) -> Iterator[Event]:
+def followed(ledger: Ledger, after: int) -> Iterator[Event]:
     """Yield the events above `after`, and every further one when it comes; never ends."""
     changes = Changes(ledger.store)
     while True:
