@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from gpuledger.model import Ending, Outcome, RunSettings, SweepSpec, TaskSpec, WorkerIdentity
 
 T = TypeVar("T")
 
@@ -37,3 +39,38 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         self.wall += seconds
         self.boot += seconds
+
+
+def identity(nonce: str = "n1", *, host: str = "alpha", **values: Any) -> WorkerIdentity:
+    """Return a worker of a pretended host."""
+    known = {"name": f"{host}:cpu", "machine": host, "pid": 1, "pid_start": 1, **values}
+    return WorkerIdentity(nonce=nonce, host=host, **known)
+
+
+def spec(
+    *, name: str = "exp", points: int = 2, seeds: Sequence[int] = (0,), **settings: Any
+) -> SweepSpec:
+    """Return a sweep of so many points that differ in `lr`."""
+    given = {"command": ("true",), "workdir": "/", **settings}
+    priority = given.pop("priority", 0)
+    values = given.pop("values", range(points))
+
+    def tasks() -> Iterator[TaskSpec]:
+        for point, lr in enumerate(values):
+            for seed in seeds:
+                yield TaskSpec(point=point, seed=seed, params={"lr": lr})
+
+    return SweepSpec(
+        name=name,
+        file=f"/sweeps/{name}.toml",
+        settings=RunSettings(**given),
+        priority=priority,
+        task_count=len(list(values)) * len(seeds),
+        tasks=tasks,
+    )
+
+
+def failure(error: str = "KeyError: 'x'", **values: Any) -> Ending:
+    """Return the ending of an attempt that failed quickly."""
+    known = {"outcome": Outcome.FAILED, "exit_code": 1, "duration_s": 1.0, **values}
+    return Ending(error=error, **known)
