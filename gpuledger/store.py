@@ -84,7 +84,10 @@ class Store:
     Attributes:
         folder: Absolute path of the ledger's folder.
         lock_timeout_s: How long to wait for the lock before `LedgerBusy`.
+        vfs: How SQLite locks the file: with one fcntl lock a transaction.
     """
+
+    vfs = "vfs=unix-excl"
 
     def __init__(
         self,
@@ -325,7 +328,7 @@ class Store:
 
     def _transaction(self, work: Work[T]) -> T:
         mode = "rw" if os.access(self.path, os.W_OK) else "ro"
-        uri = f"file:{quote(str(self.path))}?mode={mode}&vfs=unix-excl"
+        uri = f"file:{quote(str(self.path))}?mode={mode}&{self.vfs}"
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)) as db:
             db.row_factory = sqlite3.Row
             for pragma in ("synchronous = FULL", "mmap_size = 0", "cache_spill = OFF"):

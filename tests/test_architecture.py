@@ -1,0 +1,126 @@
+"""The layout, held: imports go down only, and each power has one owner."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "gpuledger"
+
+RANK = {
+    "errors": 0,
+    "clock": 0,
+    "guard": 0,  # a program of its own: imports nothing of the package
+    "task": 0,  # in users' scripts: the same
+    "model": 1,
+    "schema": 1,
+    "sweep_values": 1,
+    "sweep": 2,
+    "store": 2,
+    "reports": 2,
+    "heartbeat": 2,
+    "outbox": 2,
+    "gpu": 2,
+    "process": 2,
+    "signals": 2,
+    "traceback_reader": 2,
+    "display": 2,
+    "queries": 3,
+    "operations": 4,
+    "ledger": 5,
+    "hook": 5,
+    "lookout": 5,
+    "pulse": 5,
+    "runner": 5,
+    "fleet": 5,
+    "worker": 6,
+    "cli": 7,
+    "__init__": 1,  # imports task
+    "__main__": 8,
+}
+SAME_RANK_ALLOWED = {("display", "display"), ("cli", "cli")}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, at its top or in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "gpuledger":
+                found |= {alias.name for alias in node.names if alias.name in RANK}
+            elif node.module.startswith("gpuledger."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("gpuledger.")
+            }
+    return found
+
+
+def test_every_module_has_a_rank() -> None:
+    assert {name_of(path) for path in MODULES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    name = name_of(path)
+    for other in imports(path):
+        fine = RANK[other] < RANK[name] or (name, other) in SAME_RANK_ALLOWED
+        assert fine, f"{name} imports {other}"
+
+
+SQL = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.S)
+OWNERS = {
+    SQL: {"ledger", "operations", "queries", "schema", "store"},
+    re.compile(r"\bsqlite3\.connect\("): {"store"},
+    re.compile(r"\bfilelock\b"): {"store"},
+    re.compile(r"\bsubprocess\."): {"process"},
+    re.compile(r"\bos\.(fork|kill|killpg)\("): {"process", "guard", "signals"},
+    re.compile(r"\bsignal\.signal\("): {"signals", "process", "guard"},
+    re.compile(r"\bimport pynvml\b"): {"gpu"},
+    re.compile(r"\btime\.(time|monotonic|clock_gettime|sleep)\("): {"clock", "guard", "task"},
+    re.compile(r"\bdatetime\.now\("): {"clock"},
+}
+
+
+@pytest.mark.parametrize("pattern", OWNERS, ids=lambda pattern: pattern.pattern)
+def test_each_power_has_one_owner(pattern: re.Pattern[str]) -> None:
+    users = {name_of(path) for path in MODULES if pattern.search(path.read_text(encoding="utf-8"))}
+    assert users <= OWNERS[pattern], users - OWNERS[pattern]
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_users_script_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import gpuledger")
+    heavy = {"typer", "rich", "filelock", "pynvml", "sqlite3", "json", "typing", "pathlib"}
+    assert not loaded & heavy
+
+
+def test_a_machine_without_gpus_never_loads_nvml() -> None:
+    loaded = loaded_by(
+        "import gpuledger.worker, gpuledger.cli.work, gpuledger.cli.run, gpuledger.cli.status"
+    )
+    assert "pynvml" not in loaded
+
+
+def test_asking_for_the_version_loads_neither_rich_nor_the_ledger() -> None:
+    loaded = loaded_by("import gpuledger.cli.app")
+    assert not loaded & {"rich.console", "sqlite3", "filelock", "gpuledger.ledger"}
