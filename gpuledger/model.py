@@ -15,6 +15,18 @@ Params = Mapping[str, Any]
 """One point: dotted parameter names to JSON values."""
 
 
+def params_digest(params: Params) -> bytes:
+    """Return 16 bytes that are equal for equal parameters, whatever their order.
+
+    Equal means equal JSON: 1 and 1.0 and true and "1" are four values, since they reach the
+    command as four texts.
+    """
+    import hashlib  # most commands do without
+
+    text = json.dumps(dict(params), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
 class TaskState(StrEnum):
     """Where a task stands."""
 

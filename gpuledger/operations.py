@@ -17,10 +17,10 @@ from gpuledger.model import (
     TaskChange,
     TaskSpec,
     TaskState,
+    params_digest,
     settings_from_json,
     settings_to_json,
 )
-from gpuledger.sweep import params_digest
 
 NAMES_SHOWN = 20
 

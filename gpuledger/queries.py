@@ -324,7 +324,7 @@ def _alive(view: WorkerView, beat: Beat | None, age_s: float | None) -> WorkerVi
         return view  # the beat is older, or newer, than the ledger's row
     return replace(
         view,
-        elapsed_s=beat.elapsed_s,
+        elapsed_s=None if beat.elapsed_s is None else beat.elapsed_s + (age_s or 0.0),
         step=beat.step,
         total=beat.total,
         metrics=beat.metrics,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger.errors import BadSweepFile
-from gpuledger.model import Params, RunSettings, SweepSpec, TaskSpec
+from gpuledger.model import Params, RunSettings, SweepSpec, TaskSpec, params_digest
 from gpuledger.sweep_values import WORDS, BadDomain, Domain, domain_of
 
 MOST_TASKS = 10_000_000
@@ -101,16 +101,6 @@ def render_command(
         else:
             argv.append(_filled(argument, {**values, "args": " ".join(pairs)}))
     return argv
-
-
-def params_digest(params: Params) -> bytes:
-    """Return 16 bytes that are equal for equal parameters, whatever their order.
-
-    Equal means equal JSON: 1 and 1.0 and true and "1" are four values, since they reach the
-    command as four texts.
-    """
-    text = json.dumps(dict(params), sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def parse_duration(value: object) -> float:

@@ -1,0 +1,63 @@
+"""Outcomes on their way to a ledger that is away."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gpuledger import outbox
+from gpuledger.model import Ending, Outcome, Token
+from tests.helpers import identity
+
+TOKEN = Token(task="exp_0_0", number=2, nonce="abc")
+ENDING = Ending(outcome=Outcome.COMPLETED, exit_code=0, metrics={"acc": 0.5}, duration_s=3.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = outbox.outbox_folder("uuid")
+    assert found is not None
+    return found
+
+
+def test_a_letter_is_read_as_it_was_written_and_gone_when_forgotten(folder: Path) -> None:
+    letter = outbox.post(folder, identity("abc", pid=7), TOKEN, ENDING)
+
+    assert list(outbox.letters(folder)) == [letter]
+    assert (letter.token, letter.ending, letter.pid) == (TOKEN, ENDING, 7)
+
+    outbox.forget(letter)
+    assert list(outbox.letters(folder)) == []
+    outbox.forget(letter)
+
+
+def test_drafts_and_garbage_are_left_alone(folder: Path) -> None:
+    letter = outbox.post(folder, identity(), TOKEN, ENDING)
+    (folder / "half.draft").write_text("{")
+    (folder / "garbage.json").write_bytes(b"\xff\x00")
+    (folder / "other.json").write_text('{"token": {}, "ending": {"outcome": "odd"}}')
+
+    assert list(outbox.letters(folder)) == [letter]
+
+
+def test_a_place_that_others_prepared_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours = tmp_path / f"gpuledger-{os.getuid()}"
+    ours.mkdir()
+    ours.chmod(0o777)
+    assert outbox.outbox_folder("uuid") is None
+
+    ours.rmdir()
+    ours.symlink_to(tmp_path)
+    assert outbox.outbox_folder("uuid") is None
+
+
+def test_a_full_disk_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not" / "there"))
+    assert outbox.outbox_folder("uuid") is None

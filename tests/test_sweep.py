@@ -1,0 +1,461 @@
+"""Sweep files: what they expand to, and the one sentence that a bad one gets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuledger.errors import BadSweepFile
+from gpuledger.model import RunSettings, SweepSpec, params_digest
+from gpuledger.sweep import (
+    parse_assignment,
+    parse_duration,
+    parse_size,
+    read_sweep,
+    render_command,
+)
+
+
+def read(tmp_path: Path, text: str, *, name: str = "exp.toml", **options: Any) -> SweepSpec:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    return read_sweep(file, **options)
+
+
+def points(tmp_path: Path, text: str) -> list[dict[str, Any]]:
+    return [dict(task.params) for task in read(tmp_path, f'command = "x"\n{text}').tasks()]
+
+
+def problem(tmp_path: Path, text: str, **options: Any) -> tuple[str, str]:
+    with pytest.raises(BadSweepFile) as caught:
+        read(tmp_path, text, **options)
+    assert caught.value.problem.endswith("; nothing was changed")
+    assert "exp.toml" in caught.value.problem
+    assert "\n" not in caught.value.problem
+    return caught.value.problem, caught.value.hint or ""
+
+
+# --- what a file expands to -------------------------------------------------------------------
+
+
+def test_a_grid_lists_points_the_first_parameter_slowest_and_the_seeds_of_each(
+    tmp_path: Path,
+) -> None:
+    spec = read(
+        tmp_path,
+        'command = "x"\nseeds = [7, 3]\n[parameters]\nlr = [0.1, 0.01]\nmodel = ["a", "b"]\n',
+    )
+    tasks = [(task.point, task.seed, dict(task.params)) for task in spec.tasks()]
+
+    assert spec.name == "exp"
+    assert spec.task_count == len(tasks) == 8
+    assert tasks[:3] == [
+        (0, 7, {"lr": 0.1, "model": "a"}),
+        (0, 3, {"lr": 0.1, "model": "a"}),
+        (1, 7, {"lr": 0.1, "model": "b"}),
+    ]
+    assert tasks[-1] == (3, 3, {"lr": 0.01, "model": "b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [{}]),
+        ("[parameters]\na = 1", [{"a": 1}]),
+        ("[parameters]\na = {value = 'x'}", [{"a": "x"}]),
+        ("[parameters]\na = {values = [true, 2]}", [{"a": True}, {"a": 2}]),
+        ("[parameters]\na = {min = 1, max = 3}", [{"a": 1}, {"a": 2}, {"a": 3}]),
+        ("[parameters]\na = {min = 2, max = 2}", [{"a": 2}]),
+        (
+            "[parameters]\na = {min = 0.1, max = 0.4, q = 0.1}",
+            [{"a": 0.1}, {"a": 0.2}, {"a": 0.3}, {"a": 0.4}],
+        ),
+        ("[parameters.optimizer]\nlr = [1]\nkind.name = 'sgd'",
+         [{"optimizer.lr": 1, "optimizer.kind.name": "sgd"}]),
+        ("[[zip]]\na = [1, 2]\nb = ['x', 'y']", [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
+        (
+            "[parameters]\na = [1, 2]\nb = [1, 2]\n[[exclude]]\na = 1\nb = [1]\n[[exclude]]\nb = 2",
+            [{"a": 2, "b": 1}],
+        ),
+        (
+            "[parameters]\na = [1, 2]\nb = 5\n[[include]]\na = 9\n",
+            [{"a": 1, "b": 5}, {"a": 2, "b": 5}, {"a": 9, "b": 5}],
+        ),
+        ("[parameters]\na = [[1, 2], [3]]", [{"a": [1, 2]}, {"a": [3]}]),
+    ],
+)  # fmt: skip
+def test_parameters_mean(tmp_path: Path, text: str, expected: list[dict[str, Any]]) -> None:
+    assert points(tmp_path, text) == expected
+
+
+DISTRIBUTIONS: dict[str, Callable[[Any], bool]] = {
+    "{min = 0.5, max = 2.0}": lambda x: 0.5 <= x <= 2.0,
+    "{min = 1e-4, max = 1.0, distribution = 'log_uniform_values'}": lambda x: 1e-4 <= x <= 1.0,
+    "{min = 1e-4, max = 1.0, distribution = 'inv_log_uniform_values'}": lambda x: 1 <= 1 / x <= 1e4,
+    "{min = 1, max = 9, distribution = 'int_uniform'}": lambda x: (
+        isinstance(x, int) and 1 <= x <= 9
+    ),
+    "{min = 8, max = 64, q = 8, distribution = 'q_log_uniform_values'}": lambda x: x % 8 == 0,
+    "{mu = 5, sigma = 0.1, distribution = 'normal'}": lambda x: 4 < x < 6,
+    "{mu = 5, sigma = 2, q = 0.5, distribution = 'q_normal'}": lambda x: x * 2 == int(x * 2),
+    "{mu = 0, sigma = 0.5, distribution = 'log_normal'}": lambda x: 0 < x < 20,
+    "{values = [1, 2], probabilities = [1.0, 0.0]}": lambda x: x == 1,
+}
+
+
+@pytest.mark.parametrize("text", DISTRIBUTIONS)
+def test_random_draws_follow_their_distribution(tmp_path: Path, text: str) -> None:
+    free = "free = {min = 0.0, max = 1.0}"  # keeps points apart
+    drawn = points(tmp_path, f'method = "random"\nsamples = 40\n[parameters]\nx = {text}\n{free}')
+
+    assert len(drawn) == 40
+    assert all(DISTRIBUTIONS[text](point["x"]) for point in drawn)
+
+
+RANDOM = """
+command = "x"
+method = "random"
+samples = {samples}
+sampler_seed = {seed}
+[parameters]
+lr = {{min = 1e-5, max = 0.1, distribution = "log_uniform_values"}}
+depth = {{min = 1, max = 5}}
+"""
+
+
+def test_the_same_file_draws_the_same_points_everywhere_and_more_samples_add_to_them(
+    tmp_path: Path,
+) -> None:
+    few = points(tmp_path, RANDOM.format(samples=5, seed=1).replace('command = "x"', ""))
+    many = points(tmp_path, RANDOM.format(samples=50, seed=1).replace('command = "x"', ""))
+    other = points(tmp_path, RANDOM.format(samples=5, seed=2).replace('command = "x"', ""))
+
+    assert many[:5] == few
+    assert other != few
+    # Written down once: another Python or machine must draw exactly these.
+    assert few[0] == {"lr": pytest.approx(FIRST_LR), "depth": FIRST_DEPTH}
+
+
+FIRST_LR, FIRST_DEPTH = 0.0007724240242489303, 5
+
+
+def test_shuffled_is_a_permutation_that_stays_the_same(tmp_path: Path) -> None:
+    text = 'command = "x"\norder = "{}"\nseeds = 3\n[parameters]\na = {{min = 1, max = 20}}\n'
+    listed = list(read(tmp_path, text.format("listed")).tasks())
+    shuffled = list(read(tmp_path, text.format("shuffled")).tasks())
+
+    assert shuffled != listed
+    assert sorted(shuffled, key=lambda task: (task.point, task.seed)) == sorted(
+        listed, key=lambda task: (task.point, task.seed)
+    )
+    assert shuffled == list(read(tmp_path, text.format("shuffled")).tasks())
+
+
+def test_run_settings_are_read(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    spec = read(
+        tmp_path,
+        """
+name = "n.1-2"
+command = ["python", "a b.py"]
+[run]
+workdir = "work"
+timeout = "1h30m"
+max_attempts = 2
+max_losses = 9
+kill_grace = 5
+silence_timeout = "90s"
+avoid = "0s"
+no_retry_codes = [3, 4]
+log_limit = "10MB"
+pause_after = 0
+priority = -3
+env = { OMP_NUM_THREADS = "1" }
+""",
+    )
+    assert (spec.name, spec.priority) == ("n.1-2", -3)
+    assert spec.settings == RunSettings(
+        command=("python", "a b.py"), workdir=str(tmp_path / "work"), timeout_s=5400.0,
+        max_attempts=2, max_losses=9, kill_grace_s=5.0, silence_timeout_s=90.0, avoid_s=0.0,
+        no_retry_codes=(3, 4), log_limit_bytes=10_000_000, pause_after=0,
+        env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ['"none"', "0"])
+def test_a_timeout_can_be_switched_off(tmp_path: Path, value: str) -> None:
+    assert read(tmp_path, f'command = "x"\n[run]\ntimeout = {value}').settings.timeout_s is None
+
+
+def test_a_million_tasks_cost_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "big.toml"
+    file.write_text('command = "x"\nseeds = 10\n[parameters]\na = {min = 1, max = 100000}\n')
+    code = (
+        "import resource, sys; from pathlib import Path; from gpuledger.sweep import read_sweep\n"
+        "spec = read_sweep(Path(sys.argv[1]), allow_large=True)\n"
+        "print(sum(1 for _ in spec.tasks()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True
+    )
+    count, peak_kib = map(int, done.stdout.split())
+    assert count == 1_000_000
+    assert peak_kib < 150 * 1024
+
+
+# --- bad files --------------------------------------------------------------------------------
+
+BAD = {
+    'comand = "x"': ("line 1", "unknown key 'comand'", "did you mean command?"),
+    'command = "x"\ntimeout = "2h"': ("line 2", "unknown key 'timeout'", "under [run]"),
+    'command = "x"\n[run]\nseeds = 3': ("line 3", "run.seeds", "top of the file"),
+    'command = "x"\n[run]\ntimout = 3': ("line 3", "run.timout", "did you mean timeout?"),
+    "": ("", "no 'command'", "command ="),
+    'command = "x {lrr}"\n[parameters]\nlr = [1]': ("line 1", "{lrr}", "did you mean {lr}?"),
+    'command = "x {lr:.3f}"\n[parameters]\nlr = [1]': ("line 1", "odd brace", "{{"),
+    'command = "x {"': ("line 1", "odd brace", "{{"),
+    'command = "x \'"': ("line 1", "cannot be split", ""),
+    'command = ""': ("line 1", "empty", ""),
+    "command = 3": ("line 1", "text or a list", ""),
+    'command = ["a", 3]': ("line 1", "list of texts", ""),
+    'command = "x"\n[parameters]\nlr = []': ("line 3", "'lr' has an empty list", ""),
+    'command = "x"\n[parameters]\nlr = {min = 3, max = 1}': ("line 3", "min 3 above max 1", ""),
+    'command = "x"\n[parameters]\nlr = {min = 0, max = 1, distribution = "log_uniform_values"}': (
+        "line 3", "log scale", ""),
+    'command = "x"\n[parameters]\nlr = {min = 0, max = 1, distribution = "log_uniform"}': (
+        "line 3", "exponents", "log_uniform_values"),
+    'command = "x"\n[parameters]\nlr = {min = 0.0, max = 1.0}': (
+        "line 3", "infinitely many", "random"),
+    'command = "x"\n[parameters]\nlr = {distribution = "beta"}': (
+        "line 3", "unknown distribution", "uniform"),
+    'command = "x"\n[parameters]\nlr = {distribution = "normal", sigma = 0}': (
+        "line 3", "above 0", ""),
+    'command = "x"\n[parameters]\nlr = {valuse = [1]}': ("line 3", "valuse", "did you mean value"),
+    'command = "x"\n[parameters]\nlr = {}': ("line 3", "empty table", ""),
+    'command = "x"\n[parameters]\nlr = {values = [1, 2], probabilities = [0.5]}': (
+        "line 3", "2 probabilities", ""),
+    'command = "x"\n[parameters]\nlr = {values = [1, 2], probabilities = [0.5, 0.6]}': (
+        "line 3", "sum 1", ""),
+    'command = "x"\n[parameters]\nlr = [1, 1]': ("line 3", "twice", ""),
+    'command = "x"\n[parameters]\nlr = [nan]': ("line 3", "finite", ""),
+    'command = "x"\n[parameters]\nlr = [1, inf]': ("line 3", "finite", ""),
+    'command = "x"\n[parameters]\nday = 2026-01-01': ("line 3", "date", "quotes"),
+    'command = "x"\n[parameters]\nn = 99999999999999999999': ("line 3", "64 bits", ""),
+    'command = "x"\n[parameters]\nseed = [1]': ("line 3", "taken", "seeds"),
+    'command = "x"\n[parameters]\n"a b" = [1]': ("line 3", "cannot be used", ""),
+    'command = "x"\nseeds = [1, 2, 1]': ("line 2", "seed 1 is given twice", ""),
+    'command = "x"\nseeds = []': ("line 2", "seeds", ""),
+    'command = "x"\nseeds = 0': ("line 2", "at least 1", ""),
+    'command = "x"\nseeds = [true]': ("line 2", "whole number", ""),
+    'command = "x"\nseeds = "3"': ("line 2", "list of whole numbers", ""),
+    'command = "x"\nname = "a/b"': ("line 2", "file name", ""),
+    'command = "x"\nname = "a..b"': ("line 2", "file name", ""),
+    'command = "x"\nname = ""': ("line 2", "file name", ""),
+    'command = "x"\nname = 3': ("line 2", "text", ""),
+    'command = "x"\nmethod = "bayes"': ("line 2", "not offered", "random"),
+    'command = "x"\nmethod = "gird"': ("line 2", "gird", "did you mean grid?"),
+    'command = "x"\nmethod = "random"\n[parameters]\na = [1]': ("line 2", "samples", ""),
+    'command = "x"\nsamples = 3': ("line 2", "random", ""),
+    'command = "x"\nmethod = "random"\nsamples = 3\n[parameters]\na = [1, 2]': (
+        "line 3", "only 2 different points", ""),
+    'command = "x"\norder = "reverse"': ("line 2", "reverse", "shuffled"),
+    'command = "x"\n[[zip]]\na = [1, 2]\nb = [1]': ("line 2", "equally long", ""),
+    'command = "x"\n[[zip]]\na = 1': ("line 3", "needs a list", ""),
+    'command = "x"\n[parameters]\na = [1]\n[[zip]]\na = [1]': ("", "given twice", ""),
+    'command = "x"\n[zip]\na = [1]': ("line 2", "[[zip]]", ""),
+    'command = "x"\n[parameters]\nlr = [1]\n[[exclude]]\nl = 1': ("line 5", "no parameter", "lr"),
+    'command = "x"\n[parameters]\nlr = [1]\n[[exclude]]\nlr = 1': ("", "every point", ""),
+    'command = "x"\n[parameters]\na = [1]\nb = [1, 2]\n[[include]]\na = 5': (
+        "line 5", "leaves out 'b'", ""),
+    'command = "x"\n[parameters]\na = [1]\n[[include]]\na = 1': ("line 4", "already", ""),
+    'command = "x"\n[parameters]\na = {min = 1, max = 100000}\nb = {min = 1, max = 101}': (
+        "", "10,100,000 tasks", "random"),
+    'command = "x"\n[run]\ntimeout = "soon"': ("line 3", "not a duration", ""),
+    'command = "x"\n[run]\ntimeout = -1': ("line 3", "between 0", ""),
+    'command = "x"\n[run]\nmax_attempts = 0': ("line 3", "at least 1", ""),
+    'command = "x"\n[run]\nmax_attempts = true': ("line 3", "whole number", ""),
+    'command = "x"\n[run]\nworkdir = "nowhere"': ("line 3", "not a folder", ""),
+    'command = "x"\n[run]\nenv = { A = 1 }': ("line 3", "text", "quotes"),
+    'command = "x"\n[run]\nenv = { CUDA_VISIBLE_DEVICES = "1" }': ("line 3", "worker", ""),
+    'command = "x"\n[run]\nno_retry_codes = [0]': ("line 3", "exit codes", ""),
+    'command = "x"\n[run]\nlog_limit = "big"': ("line 3", "not a size", ""),
+    "x = [": ("", "not TOML", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_bad_file_gets_one_clear_sentence(tmp_path: Path, text: str) -> None:
+    where, what, hint = BAD[text]
+    told, told_hint = problem(tmp_path, text)
+    assert where in told
+    assert what in told
+    assert hint in told_hint
+
+
+def test_large_sweeps_need_a_yes(tmp_path: Path) -> None:
+    text = 'command = "x"\nseeds = 2\n[parameters]\na = {min = 1, max = 60000}'
+    assert "--yes" in problem(tmp_path, text)[1]
+    assert read(tmp_path, text, allow_large=True).task_count == 120_000
+
+
+def test_files_that_cannot_be_read_are_said_so(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(BadSweepFile, match="cannot be read"):
+            read_sweep(path)
+    bad = tmp_path / "exp.toml"
+    bad.write_bytes(b'command = "x"\n# \xff\n')
+    with pytest.raises(BadSweepFile, match=r"line 2: is not UTF-8"):
+        read_sweep(bad)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_a_sweep_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes
+) -> None:
+    file = tmp_path_factory.mktemp("any") / "exp.toml"
+    file.write_bytes(raw)
+    with pytest.raises(BadSweepFile):
+        read_sweep(file)
+
+
+VALUES = st.one_of(
+    st.integers(-(2**62), 2**62),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.text(max_size=20),
+)
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(value) if "e" in repr(value) or "." in repr(value) else f"{value!r}.0"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]{2,8}", fullmatch=True).filter(
+            lambda name: name not in ("seed", "task", "args", "python")
+        ),
+        st.lists(VALUES, min_size=1, max_size=4, unique_by=lambda v: json.dumps(v)),
+        max_size=4,
+    ),
+    st.integers(1, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_grid_is_the_product_of_its_lists(
+    tmp_path_factory: pytest.TempPathFactory, lists: dict[str, list[Any]], seeds: int
+) -> None:
+    lines = [f"{key} = [{', '.join(map(as_toml, values))}]" for key, values in lists.items()]
+    text = f'command = "x"\nseeds = {seeds}\n[parameters]\n' + "\n".join(lines)
+    spec = read(tmp_path_factory.mktemp("grid"), text)
+    tasks = list(spec.tasks())
+
+    assert spec.task_count == len(tasks) == seeds * math.prod(map(len, lists.values()))
+    expected = [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
+    assert [dict(task.params) for task in tasks[::seeds]] == expected
+    assert len({(params_digest(task.params), task.seed) for task in tasks}) == len(tasks)
+
+
+# --- commands, digests, words -----------------------------------------------------------------
+
+
+@given(st.dictionaries(st.sampled_from(["lr", "opt.name", "x"]), VALUES, min_size=3))
+@settings(max_examples=100, deadline=None)
+def test_values_reach_the_command_as_single_arguments(params: dict[str, Any]) -> None:
+    settings_ = RunSettings(
+        command=("{python}", "{task_dir}/a", "--lr={lr}", "{args}", "{opt.name}{x}", "{{{seed}}}"),
+        workdir="/",
+    )
+    argv = render_command(settings_, params=params, seed=7, task="t", task_dir="/d d")
+
+    assert len(argv) == 5 + len(params)
+    assert argv[:2] == [sys.executable, "/d d/a"]
+    assert argv[-1] == "{7}"
+    text = params["lr"] if isinstance(params["lr"], str) else None
+    if text is not None:
+        assert argv[2] == f"--lr={text}"
+    assert [word.partition("=")[0] for word in argv[3:-2]] == [f"--{key}" for key in params]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1, "0.1"),
+        (1e-05, "1e-05"),
+        (True, "true"),
+        (3, "3"),
+        ([1, "a"], '[1, "a"]'),
+        ("x y", "x y"),
+    ],
+)
+def test_values_are_written_as(value: Any, text: str) -> None:
+    command = RunSettings(command=("{v}",), workdir="/")
+    assert render_command(command, params={"v": value}, seed=0, task="t", task_dir="d") == [text]
+
+
+def test_equal_parameters_have_equal_digests_and_others_do_not() -> None:
+    assert params_digest({"a": 1, "b": 2}) == params_digest({"b": 2, "a": 1})
+    values: list[Any] = [1, 1.0, True, "1", [1], None]
+    assert len({params_digest({"a": value}) for value in values}) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1d", 86400), (90, 90), (0.5, 0.5), ("45", 45),
+     ("1.5h", 5400), ("0s", 0)],
+)  # fmt: skip
+def test_durations(text: Any, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "2x", "-1s", "1m2h", None, True, [], "nan", 1e12])
+def test_what_is_no_duration(text: Any) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GB", 10**9), ("1GiB", 1 << 30), ("500M", 500 * 10**6), ("1.5kB", 1500), (7, 7), ("7", 7)],
+)
+def test_sizes(text: Any, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1XB", -1, 0, None, True, "0"])
+def test_what_is_no_size(text: Any) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr=0.01", ("lr", 0.01)),
+        ("a.b=true", ("a.b", True)),
+        ("m=resnet18", ("m", "resnet18")),
+        ("m='1'", ("m", "1")),
+        ("m=", ("m", "")),
+        ("m=1\nx=2", ("m", "1\nx=2")),
+    ],
+)
+def test_assignments(text: str, expected: tuple[str, Any]) -> None:
+    assert parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["lr", "=1", "a b=1", "lr=nan"])
+def test_what_is_no_assignment(text: str) -> None:
+    with pytest.raises(BadSweepFile, match="nothing was changed"):
+        parse_assignment(text)
