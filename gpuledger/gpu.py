@@ -94,7 +94,7 @@ def resolve(selector: str, *, environ: Mapping[str, str], report: GpuReport) -> 
         return tuple(visible)
     chosen: list[Chosen] = []
     for part in selector.split(","):
-        found = _find(part.strip(), visible)
+        found = _find(part.strip(), visible, report)
         if found is None:
             raise _not_there(part.strip(), visible, report, environ)
         if found not in chosen:
@@ -167,19 +167,14 @@ def _unlisted(name: str, position: int | None) -> Chosen:
     )
 
 
-def _find(name: str, visible: Sequence[Chosen]) -> Chosen | None:
+def _find(name: str, visible: Sequence[Chosen], report: GpuReport) -> Chosen | None:
     if name.isdecimal():
         return next((chosen for chosen in visible if chosen.selector == str(int(name))), None)
     if name.startswith("MIG-"):
         known = next((chosen for chosen in visible if chosen.visible == name), None)
         return known or _unlisted(name, None)
-    report = list_gpus()
-    for gpu in report.gpus:
-        if name and _is_called(gpu, name):
-            for chosen in visible:
-                if chosen.label == str(gpu.index):
-                    return chosen
-    return None
+    labels = {str(gpu.index) for gpu in report.gpus if _is_called(gpu, name)}
+    return next((chosen for chosen in visible if chosen.label in labels), None)
 
 
 def _is_called(gpu: Gpu, name: str) -> bool:
