@@ -6,26 +6,24 @@ the rest, through the command line or from Python:
     ledger = Ledger.open(Path(".gpuledger"))
     print(ledger.snapshot().counts)
 
-The SQL of what operators change is in `operations.py`, of what they ask in `queries.py`.
+The SQL is in `claims.py` and `endings.py` (what workers do), `operations.py` (what operators
+change) and `queries.py` (what everybody asks).
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpuledger import operations, queries
+from gpuledger import claims, endings, operations, queries
 from gpuledger.clock import Clock, SystemClock
-from gpuledger.errors import LeaseLost
 from gpuledger.model import (
     COUNTED_AS_FAILURE,
-    Candidate,
     Claim,
     Ended,
     Ending,
@@ -33,35 +31,16 @@ from gpuledger.model import (
     NothingToDo,
     Outcome,
     Params,
-    PastFailure,
-    RecentEnding,
-    RunSettings,
     Selection,
     Snapshot,
     SweepChange,
     SweepSpec,
     TaskChange,
     TaskRecord,
-    TaskState,
     Token,
     WorkerIdentity,
-    is_broken,
-    is_suspect,
-    may_run_on,
-    settings_from_json,
-    state_after,
 )
-from gpuledger.operations import record_event
 from gpuledger.store import Store, Unchanged
-
-FIRST_PENDING = (
-    "SELECT id, priority, failures FROM task WHERE sweep_id = ? AND state = 'pending'"
-    " ORDER BY priority DESC, id"
-)
-"""One probe of the index task_pending, whatever the number of tasks."""
-
-STREAK_KEPT = 64
-"""Failed tasks a sweep remembers since its last success; more would change nothing."""
 
 
 class Ledger:
@@ -126,13 +105,18 @@ class Ledger:
 
     def register(self, worker: WorkerIdentity) -> WorkerIdentity:
         """Record a new worker and return it with the name it got (`#2` when the name is taken)."""
-        return self.store.write(lambda db: self._register(db, worker), operation="register")
+        now = self._clock.now()
+        return self.store.write(
+            lambda db: claims.register(db, worker, now=now), operation="register"
+        )
 
     def leave(self, nonce: str) -> None:
         """Record that a worker left; an attempt it still had is given back as interrupted."""
 
         def change(db: sqlite3.Connection) -> None:
-            self._end_worker(db, nonce, "left", Ending(outcome=Outcome.INTERRUPTED))
+            endings.end_worker(
+                db, nonce, "left", Ending(outcome=Outcome.INTERRUPTED), now=self._clock.now()
+            )
 
         self.store.write(change, operation="leave")
 
@@ -151,7 +135,7 @@ class Ledger:
         """
 
         def change(db: sqlite3.Connection) -> Claim | NothingToDo:
-            found = self._claim(db, worker, sweeps)
+            found = claims.claim(db, worker, sweeps, now=self._clock.now())
             if isinstance(found, NothingToDo):
                 raise Unchanged(found)
             return found
@@ -199,11 +183,11 @@ class Ledger:
 
     def confirm(self, worker: WorkerIdentity) -> bool:
         """Tell whether the worker still counts as alive: False when it was reaped."""
-        return self.store.read(lambda db: _is_live(db, worker.nonce))
+        return self.store.read(lambda db: claims.is_live(db, worker.nonce))
 
     def stop_requested(self, token: Token) -> bool:
         """Tell whether an operator wants this attempt ended now (`cancel --kill`)."""
-        return self.store.read(lambda db: bool(_task_row(db, token)["stop"] == "now"))
+        return self.store.read(lambda db: bool(endings.task_row(db, token)["stop"] == "now"))
 
     def reap(self, dead: Mapping[str, Callable[[], bool]]) -> tuple[Claim, ...]:
         """End the attempts of workers that were found dead, outcome `lost`.
@@ -219,11 +203,13 @@ class Ledger:
         def change(db: sqlite3.Connection) -> tuple[Claim, ...]:
             lost: list[Claim] = []
             for nonce, still_dead in dead.items():
-                if _is_live(db, nonce) and still_dead():
+                if claims.is_live(db, nonce) and still_dead():
                     ending = Ending(
                         outcome=Outcome.LOST, error="its worker or machine died (no heartbeat)"
                     )
-                    lost.extend(self._end_worker(db, nonce, "lost", ending))
+                    lost.extend(
+                        endings.end_worker(db, nonce, "lost", ending, now=self._clock.now())
+                    )
             return tuple(lost)
 
         return self.store.write(change, operation="reap") if dead else ()
@@ -348,70 +334,6 @@ class Ledger:
         """Return the number of the newest event; 0 when there is none."""
         return self.store.read(queries.latest_event)
 
-    # --- inside a transaction -----------------------------------------------------------------
-
-    def _register(self, db: sqlite3.Connection, worker: WorkerIdentity) -> WorkerIdentity:
-        named = replace(worker, name=_free_name(db, worker.name))
-        db.execute(
-            "INSERT INTO worker (nonce, name, host, machine, pid, pid_start, gpus,"
-            " gpu_memory_mib, gpu_name, started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                named.nonce,
-                named.name,
-                named.host,
-                named.machine,
-                named.pid,
-                named.pid_start,
-                json.dumps(named.gpus),
-                named.gpu_memory_mib,
-                named.gpu_name,
-                self._clock.now(),
-            ),
-        )
-        record_event(db, "worker_started", at=self._clock.now(), worker=named.name)
-        return named
-
-    def _claim(
-        self, db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]
-    ) -> Claim | NothingToDo:
-        if not _is_live(db, worker.nonce):
-            raise LeaseLost("worker " + worker.name, 0, why="it was found dead meanwhile")
-        mine = db.execute(
-            "SELECT task_id, number FROM attempt WHERE nonce = ? AND outcome IS NULL",
-            (worker.nonce,),
-        ).fetchone()
-        if mine is not None:
-            return _claim_of(db, mine["task_id"], mine["number"], worker.nonce)
-        now = self._clock.now()
-        task_id = _first_pending(db, worker, sweeps, now=now)
-        if task_id is None:
-            return _nothing(db, sweeps)
-        number = db.execute(
-            "INSERT INTO attempt (task_id, number, worker, nonce, gpu_memory_mib, started_at)"
-            " SELECT :task, COALESCE(MAX(number), 0) + 1, :worker, :nonce, :memory, :now"
-            " FROM attempt WHERE task_id = :task RETURNING number",
-            {
-                "task": task_id,
-                "worker": worker.name,
-                "nonce": worker.nonce,
-                "memory": worker.gpu_memory_mib,
-                "now": now,
-            },
-        ).fetchone()["number"]
-        db.execute("UPDATE task SET state = 'running', stop = NULL WHERE id = ?", (task_id,))
-        claim = _claim_of(db, task_id, number, worker.nonce)
-        record_event(
-            db,
-            "started",
-            at=now,
-            task=claim.task,
-            number=number,
-            worker=worker.name,
-            failures=claim.failures,
-            max_attempts=claim.settings.max_attempts,
-        )
-        return claim
-
     def _end_and_claim(
         self,
         token: Token,
@@ -421,402 +343,10 @@ class Ledger:
         operation: str,
     ) -> Ended:
         def change(db: sqlite3.Connection) -> Ended:
-            ended = self._end(db, token, ending)
+            now = self._clock.now()  # inside the lock: waiting for it is not the task's time
+            ended = endings.end(db, token, ending, now=now)
             if then is None or ended.suspect:
                 return ended
-            return replace(ended, next=self._claim(db, then, sweeps))
+            return replace(ended, next=claims.claim(db, then, sweeps, now=now))
 
         return self.store.write(change, operation=operation)
-
-    def _end(self, db: sqlite3.Connection, token: Token, ending: Ending) -> Ended:
-        """Close one open attempt and move its task on: the only way an attempt ends."""
-        task = _task_row(db, token)
-        settings = settings_from_json(task["settings"])
-        counted = ending.outcome in COUNTED_AS_FAILURE
-        now = self._clock.now()
-        closed = db.execute(
-            "UPDATE attempt SET outcome = :outcome, ended_at = :now, duration_s = :duration,"
-            " counted = :counted, exit_code = :exit_code, signal = :signal, error = :error,"
-            " traceback = :traceback, metrics = :metrics"
-            " WHERE task_id = :task AND number = :number AND nonce = :nonce"
-            " AND outcome IS NULL",
-            {
-                "outcome": ending.outcome,
-                "now": now,
-                "duration": ending.duration_s,
-                "counted": int(counted),
-                "exit_code": ending.exit_code,
-                "signal": ending.signal,
-                "error": ending.error,
-                "traceback": ending.traceback,
-                "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
-                "task": task["id"],
-                "number": token.number,
-                "nonce": token.nonce,
-            },
-        )
-        if closed.rowcount != 1:
-            return self._ended_before(db, task, token, ending, settings)
-        failures = task["failures"] + counted
-        losses = task["losses"] + (ending.outcome is Outcome.LOST)
-        state = state_after(
-            ending.outcome,
-            failures=failures,
-            losses=losses,
-            max_attempts=settings.max_attempts,
-            max_losses=settings.max_losses,
-            fatal=ending.fatal,
-            cancel_requested=task["stop"] is not None,
-        )
-        db.execute(
-            "UPDATE task SET state = ?, failures = ?, losses = ?, stop = NULL WHERE id = ?",
-            (state, failures, losses, task["id"]),
-        )
-        ended = Ended(state=state, failures=failures, max_attempts=settings.max_attempts)
-        self._record_ending(db, task, token, ending, ended)
-        return self._judge(db, task, token, ending, ended, settings)
-
-    def _ended_before(
-        self,
-        db: sqlite3.Connection,
-        task: sqlite3.Row,
-        token: Token,
-        ending: Ending,
-        settings: RunSettings,
-    ) -> Ended:
-        """The attempt was ended already: by this very call, by a reaper, or by an operator."""
-        attempt = db.execute(
-            "SELECT * FROM attempt WHERE task_id = ? AND number = ?", (task["id"], token.number)
-        ).fetchone()
-        if attempt is None or attempt["nonce"] != token.nonce:
-            raise LeaseLost(token.task, token.number, why="it is not this worker's attempt")
-        before = Ended(
-            state=TaskState(task["state"]),
-            failures=task["failures"],
-            max_attempts=settings.max_attempts,
-        )
-        if attempt["outcome"] == ending.outcome:
-            return before  # the same call again, after an answer that got lost
-        untouched = task["state"] == "pending" and not _has_later_attempt(db, task, token)
-        if attempt["outcome"] == Outcome.LOST and untouched and ending.outcome == "completed":
-            return self._complete_late(db, task, token, ending, before)
-        raise LeaseLost(token.task, token.number, why=f"it was ended as {attempt['outcome']}")
-
-    def _complete_late(
-        self,
-        db: sqlite3.Connection,
-        task: sqlite3.Row,
-        token: Token,
-        ending: Ending,
-        before: Ended,
-    ) -> Ended:
-        """Accept the success of a worker thought dead, while nobody else took the task."""
-        db.execute(
-            "UPDATE attempt SET outcome = 'completed', ended_at = ?, duration_s = ?,"
-            " exit_code = 0, error = NULL, metrics = ? WHERE task_id = ? AND number = ?",
-            (
-                self._clock.now(),
-                ending.duration_s,
-                json.dumps(dict(ending.metrics)) if ending.metrics else None,
-                task["id"],
-                token.number,
-            ),
-        )
-        db.execute(
-            "UPDATE task SET state = 'completed', losses = MAX(losses - 1, 0) WHERE id = ?",
-            (task["id"],),
-        )
-        ended = replace(before, state=TaskState.COMPLETED)
-        self._record_ending(db, task, token, ending, ended)
-        return ended
-
-    def _record_ending(
-        self,
-        db: sqlite3.Connection,
-        task: sqlite3.Row,
-        token: Token,
-        ending: Ending,
-        ended: Ended,
-    ) -> None:
-        now = self._clock.now()
-        attempt = db.execute(
-            "SELECT worker FROM attempt WHERE task_id = ? AND number = ?",
-            (task["id"], token.number),
-        ).fetchone()
-        record_event(
-            db,
-            ending.outcome,
-            at=now,
-            task=token.task,
-            number=token.number,
-            worker=attempt["worker"],
-            failures=ended.failures,
-            max_attempts=ended.max_attempts,
-            state=ended.state,
-            error=ending.error,
-            duration_s=ending.duration_s,
-            metrics=dict(ending.metrics),
-        )
-        if ending.outcome is Outcome.COMPLETED:
-            db.execute(
-                "UPDATE sweep SET failing = '{}', completed_n = completed_n + 1,"
-                " completed_s = completed_s + ? WHERE id = ?",
-                (ending.duration_s or 0.0, task["sweep_id"]),
-            )
-
-    def _judge(
-        self,
-        db: sqlite3.Connection,
-        task: sqlite3.Row,
-        token: Token,
-        ending: Ending,
-        ended: Ended,
-        settings: RunSettings,
-    ) -> Ended:
-        """After a failure: is it the task, this worker, or the whole sweep that is broken?"""
-        if ending.outcome not in COUNTED_AS_FAILURE:
-            return ended
-        me = db.execute("SELECT name FROM worker WHERE nonce = ?", (token.nonce,)).fetchone()
-        live = frozenset(
-            row["name"] for row in db.execute("SELECT name FROM worker WHERE ended_at IS NULL")
-        )
-        reason = _note_failure(db, task, me["name"], ending, live, settings)
-        if reason is not None:
-            record_event(
-                db,
-                "sweep_paused",
-                at=self._clock.now(),
-                worker=me["name"],
-                sweep=task["sweep"],
-                reason=reason,
-            )
-            return replace(ended, sweep_paused=reason)
-        latest = _latest_endings(db, token.nonce, me["name"])
-        if not is_suspect([recent for _, recent in latest], others=len(live - {me["name"]})):
-            return ended
-        for attempt, _ in latest:
-            _give_back(db, attempt)
-        record_event(
-            db, "worker_suspect", at=self._clock.now(), worker=me["name"], error=ending.error
-        )
-        return replace(ended, suspect=True, state=TaskState.PENDING)
-
-    def _end_worker(
-        self, db: sqlite3.Connection, nonce: str, how: str, ending: Ending
-    ) -> list[Claim]:
-        """End a worker and its open attempts; return what it was running."""
-        open_attempts = db.execute(
-            "SELECT task_id, number FROM attempt WHERE nonce = ? AND outcome IS NULL", (nonce,)
-        ).fetchall()
-        claims = [_claim_of(db, row["task_id"], row["number"], nonce) for row in open_attempts]
-        for claim in claims:
-            self._end(db, claim.token, ending)
-        gone = db.execute(
-            "UPDATE worker SET ended_at = ?, ending = ?"
-            " WHERE nonce = ? AND ended_at IS NULL RETURNING name",
-            (self._clock.now(), how, nonce),
-        ).fetchone()
-        if gone is not None:
-            record_event(db, f"worker_{how}", at=self._clock.now(), worker=gone["name"])
-        return claims
-
-
-def _is_live(db: sqlite3.Connection, nonce: str) -> bool:
-    row = db.execute("SELECT ended_at FROM worker WHERE nonce = ?", (nonce,)).fetchone()
-    return row is not None and row["ended_at"] is None
-
-
-def _free_name(db: sqlite3.Connection, wanted: str) -> str:
-    taken = {row["name"] for row in db.execute("SELECT name FROM worker WHERE ended_at IS NULL")}
-    if wanted not in taken:
-        return wanted
-    ordinal = 2
-    while f"{wanted}#{ordinal}" in taken:
-        ordinal += 1
-    return f"{wanted}#{ordinal}"
-
-
-def _first_pending(
-    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str], *, now: float
-) -> int | None:
-    """Return the id of the task that `worker` should take, or None."""
-    heads: list[tuple[int, int, int]] = []
-    for sweep in _claimable_sweeps(db, sweeps):
-        head = db.execute(FIRST_PENDING + " LIMIT 1", (sweep["id"],)).fetchone()
-        if head is not None:
-            heads.append((-head["priority"], head["id"], sweep["id"]))
-    for _, _, sweep_id in sorted(heads):
-        for row in db.execute(FIRST_PENDING, (sweep_id,)):
-            if row["failures"] == 0 or _is_for(db, row["id"], worker, now=now):
-                return int(row["id"])
-    return None
-
-
-def _claimable_sweeps(db: sqlite3.Connection, sweeps: Sequence[str]) -> Iterable[sqlite3.Row]:
-    rows = db.execute(
-        "SELECT sweep.id, sweep.name FROM sweep JOIN task_count ON sweep_id = sweep.id"
-        " WHERE task_count.state = 'pending' AND n > 0 AND paused IS NULL"
-    ).fetchall()
-    return [row for row in rows if not sweeps or row["name"] in sweeps]
-
-
-def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now: float) -> bool:
-    """Apply `may_run_on` to a task that has failed before."""
-    task = db.execute(
-        "SELECT task.*, sweep.settings FROM task JOIN sweep ON sweep.id = sweep_id"
-        " WHERE task.id = ?",
-        (task_id,),
-    ).fetchone()
-    past = [
-        PastFailure(
-            worker=row["worker"],
-            outcome=Outcome(row["outcome"]),
-            age_s=now - row["ended_at"],
-            gpu_memory_mib=row["gpu_memory_mib"],
-        )
-        for row in db.execute(
-            "SELECT worker, outcome, ended_at, gpu_memory_mib FROM attempt"
-            " WHERE task_id = ? AND number > ? AND outcome IN ('failed', 'oom', 'timed_out')",
-            (task_id, task["forgiven_until"]),
-        )
-    ]
-    others = [
-        Candidate(name=row["name"], gpu_memory_mib=row["gpu_memory_mib"])
-        for row in db.execute(
-            "SELECT name, gpu_memory_mib FROM worker WHERE ended_at IS NULL AND nonce <> ?",
-            (worker.nonce,),
-        )
-    ]
-    return may_run_on(
-        Candidate(name=worker.name, gpu_memory_mib=worker.gpu_memory_mib),
-        past,
-        others=others,
-        avoid_s=settings_from_json(task["settings"]).avoid_s,
-    )
-
-
-def _nothing(db: sqlite3.Connection, sweeps: Sequence[str]) -> NothingToDo:
-    pending = running = held = 0
-    broken: list[str] = []
-    for row in db.execute(
-        "SELECT name, paused_by, state, n FROM sweep JOIN task_count ON sweep_id = sweep.id"
-        " WHERE n > 0 AND state IN ('pending', 'running')"
-    ):
-        if sweeps and row["name"] not in sweeps:
-            continue
-        if row["state"] == "running":
-            running += row["n"]
-        elif row["paused_by"] == "operator":
-            held += row["n"]
-        elif row["paused_by"] == "gpuledger":
-            broken.append(row["name"])
-        else:
-            pending += row["n"]
-    return NothingToDo(pending=pending, running=running, held=held, broken=tuple(broken))
-
-
-def _claim_of(db: sqlite3.Connection, task_id: int, number: int, nonce: str) -> Claim:
-    row = db.execute(
-        "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
-        " JOIN sweep ON sweep.id = sweep_id WHERE task.id = ?",
-        (task_id,),
-    ).fetchone()
-    name = queries.task_name(row["sweep"], row["point"], row["seed"])
-    return Claim(
-        token=Token(task=name, number=number, nonce=nonce),
-        sweep=row["sweep"],
-        params=json.loads(row["params"]),
-        seed=row["seed"],
-        failures=row["failures"],
-        settings=settings_from_json(row["settings"]),
-    )
-
-
-def _task_row(db: sqlite3.Connection, token: Token) -> sqlite3.Row:
-    row = queries.find_task(db, token.task)
-    if row is None:
-        raise LeaseLost(token.task, token.number, why="the task is not in the ledger")
-    return row
-
-
-def _has_later_attempt(db: sqlite3.Connection, task: sqlite3.Row, token: Token) -> bool:
-    return (
-        db.execute(
-            "SELECT 1 FROM attempt WHERE task_id = ? AND number > ?", (task["id"], token.number)
-        ).fetchone()
-        is not None
-    )
-
-
-def _note_failure(
-    db: sqlite3.Connection,
-    task: sqlite3.Row,
-    worker: str,
-    ending: Ending,
-    live: frozenset[str],
-    settings: RunSettings,
-) -> str | None:
-    """Remember a failure since the sweep's last success; return why it is paused now, or None."""
-    row = db.execute(
-        "SELECT failing, paused FROM sweep WHERE id = ?", (task["sweep_id"],)
-    ).fetchone()
-    failing = json.loads(row["failing"])
-    tasks = set(failing.get("tasks", ())) | {task["id"]}
-    workers = set(failing.get("workers", ())) | {worker}
-    reason = None
-    if row["paused"] is None and is_broken(
-        failed_tasks=len(tasks),
-        failed_on=frozenset(workers),
-        live=live,
-        pause_after=settings.pause_after,
-    ):
-        where = "on every worker" if len(live) > 1 else "in a row"
-        reason = f"{len(tasks)} tasks failed {where}, none succeeded: {ending.error}"
-        db.execute(
-            "UPDATE sweep SET paused = ?, paused_by = 'gpuledger' WHERE id = ?",
-            (reason, task["sweep_id"]),
-        )
-    kept = {"tasks": sorted(tasks)[-STREAK_KEPT:], "workers": sorted(workers & (live | {worker}))}
-    db.execute("UPDATE sweep SET failing = ? WHERE id = ?", (json.dumps(kept), task["sweep_id"]))
-    return reason
-
-
-def _latest_endings(
-    db: sqlite3.Connection, nonce: str, worker: str
-) -> list[tuple[sqlite3.Row, RecentEnding]]:
-    """Return the worker's latest attempts that say something about it, newest first."""
-    rows = db.execute(
-        "SELECT task_id, number, outcome, counted, COALESCE(duration_s, 0) AS duration_s,"
-        " EXISTS (SELECT 1 FROM attempt AS other WHERE other.task_id = attempt.task_id"
-        "   AND other.worker <> attempt.worker"
-        "   AND other.outcome IN ('failed', 'oom', 'timed_out')) AS elsewhere"
-        " FROM attempt WHERE worker = ? AND nonce = ?"
-        " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
-        " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 3",
-        (worker, nonce),
-    ).fetchall()
-    return [
-        (
-            row,
-            RecentEnding(
-                task=str(row["task_id"]),
-                outcome=Outcome(row["outcome"]),
-                duration_s=row["duration_s"],
-                failed_elsewhere=bool(row["elsewhere"]) or not row["counted"],
-            ),
-        )
-        for row in rows
-    ]
-
-
-def _give_back(db: sqlite3.Connection, attempt: sqlite3.Row) -> None:
-    """Take a counted failure off its task: the worker was to blame."""
-    db.execute(
-        "UPDATE attempt SET counted = 0 WHERE task_id = ? AND number = ?",
-        (attempt["task_id"], attempt["number"]),
-    )
-    db.execute(
-        "UPDATE task SET failures = MAX(failures - 1, 0),"
-        " state = CASE state WHEN 'failed' THEN 'pending' ELSE state END WHERE id = ?",
-        (attempt["task_id"],),
-    )

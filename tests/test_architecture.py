@@ -32,16 +32,18 @@ RANK = {
     "display": 2,
     "queries": 3,
     "operations": 4,
-    "ledger": 5,
-    "hook": 5,
-    "lookout": 5,
-    "pulse": 5,
-    "runner": 5,
-    "fleet": 5,
-    "worker": 6,
-    "cli": 7,
+    "claims": 5,
+    "endings": 6,
+    "ledger": 7,
+    "hook": 7,
+    "lookout": 7,
+    "pulse": 7,
+    "runner": 7,
+    "fleet": 7,
+    "worker": 8,
+    "cli": 9,
     "__init__": 1,  # imports task
-    "__main__": 8,
+    "__main__": 10,
 }
 SAME_RANK_ALLOWED = {("display", "display"), ("cli", "cli")}
 
@@ -84,7 +86,7 @@ def test_imports_go_down_only(path: Path) -> None:
 
 SQL = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.S)
 OWNERS = {
-    SQL: {"ledger", "operations", "queries", "schema", "store"},
+    SQL: {"ledger", "claims", "endings", "operations", "queries", "schema", "store"},
     re.compile(r"\bsqlite3\.connect\("): {"store"},
     re.compile(r"\bfilelock\b"): {"store"},
     re.compile(r"\bsubprocess\."): {"process"},

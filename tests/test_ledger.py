@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gpuledger.claims import FIRST_PENDING
 from gpuledger.errors import LeaseLost, UnknownTask
-from gpuledger.ledger import FIRST_PENDING, Ledger
+from gpuledger.ledger import Ledger
 from gpuledger.model import (
     Claim,
     Ending,

@@ -492,3 +492,42 @@ def test_no_process_of_a_worker_is_left_when_it_is_killed(tmp_path: Path) -> Non
         victim.wait()
         wait_until(lambda: not processes_with(str(tmp_path)), because="the guard left processes")
     assert os.path.exists(tmp_path)  # noqa: PTH110
+
+
+def state_of(pid: int) -> str:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    return stat[stat.rindex(")") + 2]
+
+
+def test_ctrl_z_stops_the_task_with_its_worker_and_fg_lets_both_go_on(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "record(event='began')\nwhile not os.path.exists('go'): time.sleep(0.01)\n",
+        'command = "python -I -S train.py"\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        task_pid = records(tmp_path / "record.jsonl")[0]["pid"]
+        only.send(signal.SIGTSTP)
+        wait_until(lambda: state_of(only.pid) == "T", because="the worker did not stop")
+        assert state_of(task_pid) == "T"
+        (tmp_path / "go").touch()
+        only.send(signal.SIGCONT)
+        assert only.wait() == 0
+    assert [outcome for _, outcome in outcomes(tasks(tmp_path)["exp_0_0"])] == ["completed"]
+
+
+def test_a_corrected_parameter_is_what_runs_next(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "lr = json.loads(os.environ['GPULEDGER_PARAMS'])['lr']\nassert lr < 1, lr\n",
+        'command = "python train.py"\n[parameters]\nlr = [0.1, 7]\n[run]\nmax_attempts = 1\n',
+    )
+    with worker("--cpu", cwd=tmp_path) as first:
+        assert first.wait() == 1
+    gpuledger("retry", "exp_1_0", "--set", "lr=0.7", cwd=tmp_path)
+    with worker("--cpu", cwd=tmp_path) as second:
+        assert second.wait() == 0
+    mended = tasks(tmp_path)["exp_1_0"]
+    assert (mended["state"], mended["params"]) == ("completed", {"lr": 0.7})
+    assert [attempt["outcome"] for attempt in mended["attempts"]] == ["failed", "completed"]

@@ -1,0 +1,319 @@
+"""How attempts end, and what follows for task, worker and sweep, inside a transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+
+from gpuledger import queries
+from gpuledger.claims import claim_of
+from gpuledger.errors import LeaseLost
+from gpuledger.model import (
+    COUNTED_AS_FAILURE,
+    Claim,
+    Ended,
+    Ending,
+    Outcome,
+    RecentEnding,
+    RunSettings,
+    TaskState,
+    Token,
+    is_broken,
+    is_suspect,
+    settings_from_json,
+    state_after,
+)
+from gpuledger.operations import record_event
+
+STREAK_KEPT = 64
+"""Failed tasks a sweep remembers since its last success; more would change nothing."""
+
+
+def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> Ended:
+    """Close one open attempt and move its task on: the only way an attempt ends."""
+    task = task_row(db, token)
+    settings = settings_from_json(task["settings"])
+    counted = ending.outcome in COUNTED_AS_FAILURE
+    closed = db.execute(
+        "UPDATE attempt SET outcome = :outcome, ended_at = :now, duration_s = :duration,"
+        " counted = :counted, exit_code = :exit_code, signal = :signal, error = :error,"
+        " traceback = :traceback, metrics = :metrics"
+        " WHERE task_id = :task AND number = :number AND nonce = :nonce"
+        " AND outcome IS NULL",
+        {
+            "outcome": ending.outcome,
+            "now": now,
+            "duration": ending.duration_s,
+            "counted": int(counted),
+            "exit_code": ending.exit_code,
+            "signal": ending.signal,
+            "error": ending.error,
+            "traceback": ending.traceback,
+            "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
+            "task": task["id"],
+            "number": token.number,
+            "nonce": token.nonce,
+        },
+    )
+    if closed.rowcount != 1:
+        return _ended_before(db, task, token, ending, settings, now=now)
+    failures = task["failures"] + counted
+    losses = task["losses"] + (ending.outcome is Outcome.LOST)
+    state = state_after(
+        ending.outcome,
+        failures=failures,
+        losses=losses,
+        max_attempts=settings.max_attempts,
+        max_losses=settings.max_losses,
+        fatal=ending.fatal,
+        cancel_requested=task["stop"] is not None,
+    )
+    db.execute(
+        "UPDATE task SET state = ?, failures = ?, losses = ?, stop = NULL WHERE id = ?",
+        (state, failures, losses, task["id"]),
+    )
+    ended = Ended(state=state, failures=failures, max_attempts=settings.max_attempts)
+    _record_ending(db, task, token, ending, ended, now=now)
+    return _judge(db, task, token, ending, ended, settings, now=now)
+
+
+def end_worker(
+    db: sqlite3.Connection, nonce: str, how: str, ending: Ending, *, now: float
+) -> list[Claim]:
+    """End a worker and its open attempts; return what it was running."""
+    open_attempts = db.execute(
+        "SELECT task_id, number FROM attempt WHERE nonce = ? AND outcome IS NULL", (nonce,)
+    ).fetchall()
+    claims = [claim_of(db, row["task_id"], row["number"], nonce) for row in open_attempts]
+    for claim in claims:
+        end(db, claim.token, ending, now=now)
+    gone = db.execute(
+        "UPDATE worker SET ended_at = ?, ending = ?"
+        " WHERE nonce = ? AND ended_at IS NULL RETURNING name",
+        (now, how, nonce),
+    ).fetchone()
+    if gone is not None:
+        record_event(db, f"worker_{how}", at=now, worker=gone["name"])
+    return claims
+
+
+def _ended_before(
+    db: sqlite3.Connection,
+    task: sqlite3.Row,
+    token: Token,
+    ending: Ending,
+    settings: RunSettings,
+    *,
+    now: float,
+) -> Ended:
+    """The attempt was ended already: by this very call, by a reaper, or by an operator."""
+    attempt = db.execute(
+        "SELECT * FROM attempt WHERE task_id = ? AND number = ?", (task["id"], token.number)
+    ).fetchone()
+    if attempt is None or attempt["nonce"] != token.nonce:
+        raise LeaseLost(token.task, token.number, why="it is not this worker's attempt")
+    before = Ended(
+        state=TaskState(task["state"]),
+        failures=task["failures"],
+        max_attempts=settings.max_attempts,
+    )
+    if attempt["outcome"] == ending.outcome:
+        return before  # the same call again, after an answer that got lost
+    untouched = task["state"] == "pending" and not _has_later_attempt(db, task, token)
+    if attempt["outcome"] == Outcome.LOST and untouched and ending.outcome == "completed":
+        return _complete_late(db, task, token, ending, before, now=now)
+    raise LeaseLost(token.task, token.number, why=f"it was ended as {attempt['outcome']}")
+
+
+def _complete_late(
+    db: sqlite3.Connection,
+    task: sqlite3.Row,
+    token: Token,
+    ending: Ending,
+    before: Ended,
+    *,
+    now: float,
+) -> Ended:
+    """Accept the success of a worker thought dead, while nobody else took the task."""
+    db.execute(
+        "UPDATE attempt SET outcome = 'completed', ended_at = ?, duration_s = ?,"
+        " exit_code = 0, error = NULL, metrics = ? WHERE task_id = ? AND number = ?",
+        (
+            now,
+            ending.duration_s,
+            json.dumps(dict(ending.metrics)) if ending.metrics else None,
+            task["id"],
+            token.number,
+        ),
+    )
+    db.execute(
+        "UPDATE task SET state = 'completed', losses = MAX(losses - 1, 0) WHERE id = ?",
+        (task["id"],),
+    )
+    ended = replace(before, state=TaskState.COMPLETED)
+    _record_ending(db, task, token, ending, ended, now=now)
+    return ended
+
+
+def _record_ending(
+    db: sqlite3.Connection,
+    task: sqlite3.Row,
+    token: Token,
+    ending: Ending,
+    ended: Ended,
+    *,
+    now: float,
+) -> None:
+    attempt = db.execute(
+        "SELECT worker FROM attempt WHERE task_id = ? AND number = ?",
+        (task["id"], token.number),
+    ).fetchone()
+    record_event(
+        db,
+        ending.outcome,
+        at=now,
+        task=token.task,
+        number=token.number,
+        worker=attempt["worker"],
+        failures=ended.failures,
+        max_attempts=ended.max_attempts,
+        state=ended.state,
+        error=ending.error,
+        duration_s=ending.duration_s,
+        metrics=dict(ending.metrics),
+    )
+    if ending.outcome is Outcome.COMPLETED:
+        db.execute(
+            "UPDATE sweep SET failing = '{}', completed_n = completed_n + 1,"
+            " completed_s = completed_s + ? WHERE id = ?",
+            (ending.duration_s or 0.0, task["sweep_id"]),
+        )
+
+
+def _judge(
+    db: sqlite3.Connection,
+    task: sqlite3.Row,
+    token: Token,
+    ending: Ending,
+    ended: Ended,
+    settings: RunSettings,
+    *,
+    now: float,
+) -> Ended:
+    """After a failure: is it the task, this worker, or the whole sweep that is broken?"""
+    if ending.outcome not in COUNTED_AS_FAILURE:
+        return ended
+    me = db.execute("SELECT name FROM worker WHERE nonce = ?", (token.nonce,)).fetchone()
+    live = frozenset(
+        row["name"] for row in db.execute("SELECT name FROM worker WHERE ended_at IS NULL")
+    )
+    reason = _note_failure(db, task, me["name"], ending, live, settings)
+    if reason is not None:
+        record_event(
+            db,
+            "sweep_paused",
+            at=now,
+            worker=me["name"],
+            sweep=task["sweep"],
+            reason=reason,
+        )
+        return replace(ended, sweep_paused=reason)
+    latest = _latest_endings(db, token.nonce, me["name"])
+    if not is_suspect([recent for _, recent in latest], others=len(live - {me["name"]})):
+        return ended
+    for attempt, _ in latest:
+        _give_back(db, attempt)
+    record_event(db, "worker_suspect", at=now, worker=me["name"], error=ending.error)
+    return replace(ended, suspect=True, state=TaskState.PENDING)
+
+
+def task_row(db: sqlite3.Connection, token: Token) -> sqlite3.Row:
+    """Return the task of an attempt; raise LeaseLost when the ledger has no such task."""
+    row = queries.find_task(db, token.task)
+    if row is None:
+        raise LeaseLost(token.task, token.number, why="the task is not in the ledger")
+    return row
+
+
+def _note_failure(
+    db: sqlite3.Connection,
+    task: sqlite3.Row,
+    worker: str,
+    ending: Ending,
+    live: frozenset[str],
+    settings: RunSettings,
+) -> str | None:
+    """Remember a failure since the sweep's last success; return why it is paused now, or None."""
+    row = db.execute(
+        "SELECT failing, paused FROM sweep WHERE id = ?", (task["sweep_id"],)
+    ).fetchone()
+    failing = json.loads(row["failing"])
+    tasks = set(failing.get("tasks", ())) | {task["id"]}
+    workers = set(failing.get("workers", ())) | {worker}
+    reason = None
+    if row["paused"] is None and is_broken(
+        failed_tasks=len(tasks),
+        failed_on=frozenset(workers),
+        live=live,
+        pause_after=settings.pause_after,
+    ):
+        where = "on every worker" if len(live) > 1 else "in a row"
+        reason = f"{len(tasks)} tasks failed {where}, none succeeded: {ending.error}"
+        db.execute(
+            "UPDATE sweep SET paused = ?, paused_by = 'gpuledger' WHERE id = ?",
+            (reason, task["sweep_id"]),
+        )
+    kept = {"tasks": sorted(tasks)[-STREAK_KEPT:], "workers": sorted(workers & (live | {worker}))}
+    db.execute("UPDATE sweep SET failing = ? WHERE id = ?", (json.dumps(kept), task["sweep_id"]))
+    return reason
+
+
+def _latest_endings(
+    db: sqlite3.Connection, nonce: str, worker: str
+) -> list[tuple[sqlite3.Row, RecentEnding]]:
+    """Return the worker's latest attempts that say something about it, newest first."""
+    rows = db.execute(
+        "SELECT task_id, number, outcome, counted, COALESCE(duration_s, 0) AS duration_s,"
+        " EXISTS (SELECT 1 FROM attempt AS other WHERE other.task_id = attempt.task_id"
+        "   AND other.worker <> attempt.worker"
+        "   AND other.outcome IN ('failed', 'oom', 'timed_out')) AS elsewhere"
+        " FROM attempt WHERE worker = ? AND nonce = ?"
+        " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
+        " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 3",
+        (worker, nonce),
+    ).fetchall()
+    return [
+        (
+            row,
+            RecentEnding(
+                task=str(row["task_id"]),
+                outcome=Outcome(row["outcome"]),
+                duration_s=row["duration_s"],
+                failed_elsewhere=bool(row["elsewhere"]) or not row["counted"],
+            ),
+        )
+        for row in rows
+    ]
+
+
+def _give_back(db: sqlite3.Connection, attempt: sqlite3.Row) -> None:
+    """Take a counted failure off its task: the worker was to blame."""
+    db.execute(
+        "UPDATE attempt SET counted = 0 WHERE task_id = ? AND number = ?",
+        (attempt["task_id"], attempt["number"]),
+    )
+    db.execute(
+        "UPDATE task SET failures = MAX(failures - 1, 0),"
+        " state = CASE state WHEN 'failed' THEN 'pending' ELSE state END WHERE id = ?",
+        (attempt["task_id"],),
+    )
+
+
+def _has_later_attempt(db: sqlite3.Connection, task: sqlite3.Row, token: Token) -> bool:
+    return (
+        db.execute(
+            "SELECT 1 FROM attempt WHERE task_id = ? AND number > ?", (task["id"], token.number)
+        ).fetchone()
+        is not None
+    )
