@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, TaskState
+from gpuledger.store import Store
 from tests.helpers import identity, spec
 from tests.test_ledger import assert_consistent
+
+T = TypeVar("T")
 
 SETUP = {
     "register": "",
@@ -61,34 +69,54 @@ def do(verb, ledger):
     }[verb]()
 """
 
-AT_STATEMENT = (
-    VERBS
-    + """
-import os, signal
-from gpuledger.store import Store
+AT_CALL = VERBS + "do(sys.argv[2], Ledger.open(Path(sys.argv[1])))"
 
-left = int(sys.argv[3])
+
+def do(verb: str, ledger: Ledger) -> None:
+    """Run one verb."""
+    namespace: dict[str, Callable[[str, Ledger], None]] = {}
+    exec(VERBS, namespace)
+    namespace["do"](verb, ledger)
+
 
 class Dying(Store):
-    def _transaction(self, work):
-        def traced(db):
-            def count_down(statement):
-                global left
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            db.set_trace_callback(count_down)
+    """A store whose process is killed before its n-th statement."""
+
+    left: int
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def traced(db: sqlite3.Connection) -> T:
+            db.set_trace_callback(self._count_down)
             return work(db)
+
         return super()._transaction(traced)
 
-ledger = Ledger(Store(Path(sys.argv[1])))
-ledger.store.__class__ = Dying
-pid = 0
-do(sys.argv[2], ledger)
-"""
-)
+    def _count_down(self, statement: str) -> None:
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-AT_CALL = VERBS + "do(sys.argv[2], Ledger.open(Path(sys.argv[1])))"
+
+def exit_code_of_child(work: Callable[[], None]) -> int:
+    """Return the exit code of a forked process that does this, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_at(statement: int, folder: Path, verb: str) -> None:
+    """Run a verb that is killed before that statement, if it gets so far."""
+    store = Dying(folder)
+    store.left = 1_000_000
+    ledger = Ledger(store)
+    store.left = statement
+    do(verb, ledger)
 
 
 def prepare(folder: Path, verb: str) -> Ledger:
@@ -101,10 +129,8 @@ def prepare(folder: Path, verb: str) -> Ledger:
     while step:
         chain.append(step)
         step = SETUP[step]
-    namespace: dict[str, object] = {}
-    exec(VERBS, namespace)
     for step in reversed(chain):
-        namespace["do"](step, ledger)  # type: ignore[operator]
+        do(step, ledger)
     return ledger
 
 
@@ -133,15 +159,12 @@ def test_a_kill_at_every_statement_leaves_a_whole_ledger(tmp_path: Path, verb: s
     for statement in itertools.count(0, 40 if verb == "add_sweep" else 1):
         folder = tmp_path / str(statement)
         shutil.copytree(tmp_path / "origin", folder)
-        victim = subprocess.run(
-            [sys.executable, "-c", AT_STATEMENT, str(folder), verb, str(statement)],
-            capture_output=True, check=False, cwd=Path(__file__).parent.parent,
-        )  # fmt: skip
+        code = exit_code_of_child(partial(die_at, statement, folder, verb))
         check(Ledger.open(folder), verb, f"before statement {statement}")
         shutil.rmtree(folder)
-        if victim.returncode == 0:
+        if code == 0:
             break  # it outlived its last statement: every one has been tried
-        assert victim.returncode == -signal.SIGKILL, victim.stderr.decode()
+        assert code == -signal.SIGKILL
     assert statement >= 4, "BEGIN, a change, the operation's id, COMMIT"
 
 

@@ -70,6 +70,8 @@ def guard() -> Iterator[Guard]:
 def test_a_mark_counts_up_to_a_dot() -> None:
     with sleeper(**{MARK: f"{NONCE}.exp_0_1.2"}) as child:
         for mark in (NONCE, f"{NONCE}.exp_0_1", f"{NONCE}.exp_0_1.2"):
+            # Right after its exec a process has no environment to be read yet.
+            wait_until(lambda mark=mark: marked(mark), because="its mark was not seen")  # type: ignore[misc]
             assert [process.pid for process in marked(mark)] == [child.pid]
         for mark in (NONCE[:-1], f"{NONCE}.exp_0_1.", f"{NONCE}.exp_0_1.22", "exp_0_1"):
             assert marked(mark) == []
