@@ -50,6 +50,9 @@ IDLE_POLL_S = 1.0
 IDLE_POLL_PER_WORKER_S = 0.02  # many idle workers look less often
 LONGEST_IDLE_POLL_S = 10.0
 LOOK_AGAIN_S = 5.0
+HASTY_LOCK_S = 2.0
+"""How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
+
 COOL_DOWN_S = 60.0
 LONGEST_COOL_DOWN_S = 3600.0
 
@@ -147,6 +150,7 @@ class Worker:
         return self._enlist()
 
     def _sign_off(self) -> None:
+        self._hasten()
         try:
             self.ledger.leave(self.me.nonce)
         except LedgerError as error:
@@ -365,7 +369,12 @@ class Worker:
             outbox.forget(letter)
         return ended
 
+    def _hasten(self) -> None:
+        if self._signals.terminates or self._signals.interrupts >= 2:
+            self.ledger.store.lock_timeout_s = HASTY_LOCK_S
+
     def _tell(self, token: Token, ending: Ending, *, then: WorkerIdentity | None) -> Ended:
+        self._hasten()
         sweeps = self._options.sweeps
         if ending.outcome is Outcome.COMPLETED:
             return self.ledger.complete(

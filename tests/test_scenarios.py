@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -531,3 +532,25 @@ def test_a_corrected_parameter_is_what_runs_next(tmp_path: Path) -> None:
     mended = tasks(tmp_path)["exp_1_0"]
     assert (mended["state"], mended["params"]) == ("completed", {"lr": 0.7})
     assert [attempt["outcome"] for attempt in mended["attempts"]] == ["failed", "completed"]
+
+
+def test_a_worker_that_must_leave_does_so_in_time_although_the_ledger_is_locked(
+    tmp_path: Path,
+) -> None:
+    start_sweep(tmp_path, SLEEPER, 'command = "python -I -S train.py"\n')
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with worker("--cpu", cwd=tmp_path, TMPDIR=str(scratch)) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        with (tmp_path / ".gpuledger" / "ledger.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            only.send(signal.SIGTERM)
+            assert only.wait(timeout_s=25) == 130
+        assert not is_running(records(tmp_path / "record.jsonl")[0]["pid"])
+    with worker("--cpu", "--max-tasks", "1", cwd=tmp_path, TMPDIR=str(scratch)) as heir:
+        wait_until(
+            lambda: len(records(tmp_path / "record.jsonl")) == 2, because="it was not run again"
+        )
+        heir.send(signal.SIGTERM)
+        heir.wait()
+    assert outcomes(tasks(tmp_path)["exp_0_0"])[0] == ("alpha", "interrupted")

@@ -169,7 +169,7 @@ def work_on(
     from gpuledger.signals import listen
     from gpuledger.worker import Tools, Worker, WorkerOptions
 
-    ledger = Ledger.open(folder, lock_timeout_s=10.0)
+    ledger = Ledger.open(folder, lock_timeout_s=5.0)
     clock = SystemClock()
 
     def identify() -> WorkerIdentity:
