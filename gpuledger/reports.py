@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,13 @@ TAIL_BYTES = 65536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Reported values; None means never reported."""
+    """Reported values.
+
+    Attributes:
+        step: A finite number; None means never reported.
+        total: The same.
+        metrics: By name; NaN and infinities are the texts "NaN", "Infinity" and "-Infinity".
+    """
 
     step: float | None = None
     total: float | None = None
@@ -40,9 +47,12 @@ def read_last(path: Path) -> Report | None:
 
 
 def read_all(path: Path) -> Iterator[Report]:
-    """Yield every report of a file, in order; what cannot be read is left out."""
+    """Yield every report of a file, in order; what cannot be read is left out.
+
+    A line longer than any that `gpuledger.report` writes is never held in memory as a whole.
+    """
     with contextlib.suppress(OSError), path.open("rb") as file:
-        for line in file:
+        for line in iter(lambda: file.readline(TAIL_BYTES), b""):
             one = _parse(line)
             if one is not None:
                 yield one
@@ -58,7 +68,7 @@ def _merged(before: Report, after: Report) -> Report:
 
 def _parse(line: bytes) -> Report | None:
     try:
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=str, parse_float=_float)
         metrics = values.get("metrics", {})
         step, total = values.get("step"), values.get("total")
     except (ValueError, AttributeError, RecursionError):
@@ -68,5 +78,13 @@ def _parse(line: bytes) -> Report | None:
     return Report(step=_number(step), total=_number(total), metrics=metrics)
 
 
+def _float(text: str) -> float | str:
+    """Return a float that strict JSON can carry on, or the text that stands for it."""
+    value = float(text)
+    return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
 def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 2**63 else None

@@ -15,23 +15,27 @@ import shlex
 import string
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from gpuledger.errors import BadSweepFile
 from gpuledger.model import Params, RunSettings, SweepSpec, TaskSpec, params_digest
-from gpuledger.sweep_values import WORDS, BadDomain, Domain, domain_of
+from gpuledger.sweep_values import WORDS, BadDomain, Domain, domain_of, shown
 
 MOST_TASKS = 10_000_000
 LARGE = 100_000
 MOST_BYTES = 16 << 20
-DRAWS_PER_SAMPLE = 100
+MISSES_BEFORE_GIVING_UP = 1000
+MISSES_PER_POINT = 30
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 RESERVED = frozenset({"seed", "task", "task_dir", "args", "python"})
 SQLITE_MOST = 2**63
+LONGEST_NUMBER = 100
 
 TOP_KEYS = (
     "name", "command", "seeds", "method", "samples", "sampler_seed", "order", "parameters", "zip",
@@ -71,7 +75,9 @@ def read_sweep(path: Path, *, allow_large: bool = False) -> SweepSpec:
     """
     text = _text(path)
     try:
-        return _sweep(tomllib.loads(text), path, allow_large=allow_large)
+        table = _toml(text)
+        _require_plain(table, "")
+        return _sweep(table, path, allow_large=allow_large)
     except tomllib.TOMLDecodeError as error:
         raise _complaint(path, f"is not TOML: {_lower(str(error))}") from error
     except RecursionError as error:
@@ -106,54 +112,81 @@ def render_command(
 def parse_duration(value: object) -> float:
     """Return seconds for "90s", "2h", "1h30m", "1d", or a number of seconds; raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f'{value!a} is not a duration: say 90, "90s", "2h" or "1h30m"')
+        raise ValueError(f'{shown(value)} is not a duration: say 90, "90s", "2h" or "1h30m"')
     if isinstance(value, str):
         text = value.strip()
         found = DURATION.fullmatch(text)
         if re.fullmatch(r"\d+(\.\d+)?", text):
             value = float(text)
         elif found is None or not text:
-            raise ValueError(f'{value!a} is not a duration: say 90, "90s", "2h" or "1h30m"')
+            raise ValueError(f'{shown(value)} is not a duration: say 90, "90s", "2h" or "1h30m"')
         else:
             units = (86400, 3600, 60, 1)
             value = sum(float(n or 0) * unit for n, unit in zip(found.groups(), units, strict=True))
     if not 0 <= value < 1e9:
-        raise ValueError(f"a duration is between 0 and 30 years, not {value}")
+        raise ValueError(f"a duration is between 0 and 30 years, not {shown(value)}")
     return float(value)
 
 
 def parse_size(value: object) -> int:
     """Return bytes for "1GB", "20GiB", "500M", or a number of bytes; raise ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    found = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    size = int(float(found[1]) * FACTORS[found[2] or ""]) if found else 0
+    size = 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and len(value) <= LONGEST_NUMBER:
+        found = SIZE.fullmatch(value.strip())
+        size = int(Fraction(found[1]) * FACTORS[found[2] or ""]) if found else 0
     if not 0 < size < SQLITE_MOST:
-        raise ValueError(f'{value!a} is not a size: say "500MB", "1GiB" or a number of bytes')
+        raise ValueError(f'{shown(value)} is not a size: say "500MB", "1GiB" or a number of bytes')
     return size
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Return the key and the value of `key=value`: what TOML understands, else the text itself."""
+    """Return the key and the value of `key=value`: what TOML understands, else the text itself.
+
+    Raises:
+        BadSweepFile: No parameter can have that name or that value; nothing was changed.
+    """
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not PARAMETER.fullmatch(key):
         raise BadSweepFile(
-            f"{text!a} is not KEY=VALUE; nothing was changed", hint="for example --set lr=0.01"
+            f"{shown(text)} is not KEY=VALUE; nothing was changed",
+            hint="for example --set lr=0.01",
+        )
+    if key in RESERVED:
+        raise BadSweepFile(
+            f"{key!r} is no parameter and cannot be set; nothing was changed",
+            hint="parameters only: for example --set lr=0.01",
         )
     try:
-        parsed = tomllib.loads(f"value = {value}")
-        if list(parsed) == ["value"]:
-            _require_plain(parsed["value"], key)
-            return key, parsed["value"]
+        parsed = _value(value)
+        _require_plain(parsed, key)
+    except (_Bad, RecursionError) as error:
+        problem = error.problem if isinstance(error, _Bad) else f"{shown(key)} nests too deeply"
+        hint = error.hint if isinstance(error, _Bad) else None
+        raise BadSweepFile(f"{problem}; nothing was changed", hint=hint) from error
+    return key, parsed
+
+
+def _value(text: str) -> Any:
+    try:
+        table = _toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        pass
-    except _Bad as bad:
-        raise BadSweepFile(f"{bad.problem}; nothing was changed", hint=bad.hint) from bad
-    return key, value
+        return text
+    return table["value"] if list(table) == ["value"] else text
 
 
 # --- the file ---------------------------------------------------------------------------------
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # Python refuses to read numbers of thousands of digits
+        raise _Bad("it has a number with too many digits") from error
 
 
 def _text(path: Path) -> str:
@@ -180,7 +213,8 @@ def _text(path: Path) -> str:
 def _complaint(
     path: Path, problem: str, *, where: str = "", hint: str | None = None
 ) -> BadSweepFile:
-    return BadSweepFile(f"{path!s}{where}: {problem}; nothing was changed", hint=hint)
+    name = str(path) if str(path).isprintable() else ascii(str(path))
+    return BadSweepFile(f"{name}{where}: {problem}; nothing was changed", hint=hint)
 
 
 def _line_of(text: str, key: str | None) -> int | None:
@@ -189,8 +223,8 @@ def _line_of(text: str, key: str | None) -> int | None:
         return None
     last = re.escape(key.rpartition(".")[2])
     for pattern in (
-        rf'^\s*(?:[\w".-]*\.)?"?{last}"?\s*=',
-        rf"^\s*\[+[^]]*\b{last}\b",
+        rf'^[ \t]*(?:[\w".-]*\.)?"?{last}"?[ \t]*=',
+        rf"^[ \t]*\[{{1,2}}[^]\n]*\b{last}\b",
         rf"\b{last}\b",
     ):
         found = re.search(pattern, text, re.MULTILINE)
@@ -207,31 +241,29 @@ def _sweep(table: Mapping[str, Any], path: Path, *, allow_large: bool) -> SweepS
     zips = _zips(table, parameters)
     domains = _domains(parameters)
     seeds = _seeds(table.get("seeds", [0]))
-    points = _points(table, domains, zips)
-    count = points.count * len(seeds)
-    _require_size(count, allow_large=allow_large)
+    points = _points(table, domains, zips, seeds=len(seeds))
+    _require_size(points.count * len(seeds), allow_large=allow_large)
     keys = [*domains, *(key for group in zips for key in group)]
     settings = _settings(run, _command(table, keys), path)
     shuffle = _one_of(table, "order", ("listed", "shuffled"), "listed") == "shuffled"
     sampler_seed = _whole(table, "sampler_seed", 0)
-    exact = points if points.is_exact else _counted(points)
     return SweepSpec(
         name=name,
         file=str(path.absolute()),
         settings=settings,
         priority=_whole(run, "priority", 0, low=-(2**31)),
-        task_count=exact.count * len(seeds),
-        tasks=functools.partial(_tasks, exact, seeds, sampler_seed if shuffle else None),
+        task_count=points.count * len(seeds),
+        tasks=functools.partial(_tasks, points, seeds, sampler_seed if shuffle else None),
     )
 
 
 def _name(table: Mapping[str, Any], path: Path) -> str:
     name = table.get("name", path.stem)
     if not isinstance(name, str):
-        raise _Bad(f"'name' must be a text, not {name!a}", key="name")
+        raise _Bad(f"'name' must be a text, not {shown(name)}", key="name")
     if not NAME.fullmatch(name) or ".." in name:
         raise _Bad(
-            f"the sweep's name {name[:120]!a} cannot be part of a file name",
+            f"the sweep's name {shown(name)} cannot be part of a file name",
             key="name",
             hint="letters, digits, '.', '_' and '-', at most 100: say name = \"...\" in the file",
         )
@@ -247,7 +279,7 @@ def _known_keys(table: Mapping[str, Any], known: Sequence[str], prefix: str) -> 
                 hint = f"{key} belongs under [run]"
             elif key in TOP_KEYS and prefix:
                 hint = f"{key} belongs at the top of the file, above every [table]"
-            raise _Bad(f"unknown key {prefix + key!a}", key=key, hint=hint)
+            raise _Bad(f"unknown key {shown(prefix + key)}", key=key, hint=hint)
 
 
 # --- parameters -------------------------------------------------------------------------------
@@ -267,9 +299,8 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
                 raise _Bad(f"parameter {dotted!a} is given twice", key=dotted)
             flat[dotted] = value
     if not prefix:
-        for dotted, value in flat.items():
+        for dotted in flat:
             _require_name(dotted)
-            _require_plain(value, dotted)
     return flat
 
 
@@ -281,42 +312,51 @@ def _looks_like_words(spec: Mapping[str, Any]) -> bool:
 
 def _blame_nested(name: str, spec: Mapping[str, Any]) -> None:
     if not spec:
-        raise _Bad(f"parameter {name!a} is an empty table", key=name)
+        raise _Bad(f"parameter {shown(name)} is an empty table", key=name)
     unknown = next(key for key in spec if key not in WORDS)
     near = difflib.get_close_matches(unknown, sorted(WORDS), n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(WORDS))}"
-    raise _Bad(f"parameter {name!a} has an unknown key {unknown!a}", key=unknown, hint=hint)
+    if PARAMETER.fullmatch(f"{name}.{unknown}"):
+        hint += f' a parameter of that name is written "{name}.{unknown}", in quotes'
+    raise _Bad(f"parameter {shown(name)} has an unknown key {unknown!a}", key=unknown, hint=hint)
 
 
 def _require_name(name: str) -> None:
     if not PARAMETER.fullmatch(name):
         raise _Bad(
-            f"parameter name {name!a} cannot be used",
+            f"parameter name {shown(name)} cannot be used",
             key=name,
             hint="letters, digits, '_' and '-', dots between the parts",
         )
     if name in RESERVED:
         raise _Bad(
-            f"parameter name {name!a} is taken: {{{name}}} means something else in the command",
+            f"parameter name {name!r} is taken: {{{name}}} means something else in the command",
             key=name,
             hint="say seeds = [...] at the top of the file" if name == "seed" else "rename it",
         )
 
 
 def _require_plain(value: Any, key: str) -> None:
-    """Refuse what JSON, or a later comparison for equality, cannot carry."""
+    """Refuse what a command, JSON or a later comparison for equality cannot carry."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Bad(f"parameter {key!a} has a value that is not a finite number ({value})", key=key)
+        raise _Bad(f"{shown(key)} has a value that is not a finite number ({value})", key=key)
     if isinstance(value, datetime.date | datetime.time):
-        raise _Bad(f"parameter {key!a} has a date or a time", key=key, hint="put quotes around it")
+        raise _Bad(f"{shown(key)} has a date or a time", key=key, hint="put quotes around it")
     if isinstance(value, int) and not -SQLITE_MOST <= value < SQLITE_MOST:
-        raise _Bad(f"parameter {key!a} has a number of more than 64 bits", key=key)
+        raise _Bad(f"{shown(key)} has a number of more than 64 bits", key=key)
+    if isinstance(value, str) and not _is_unicode(value):
+        raise _Bad(f"{shown(key)} has a text that is not UTF-8", key=key)
     if isinstance(value, list):
         for item in value:
             _require_plain(item, key)
     if isinstance(value, dict):
-        for item in value.values():
-            _require_plain(item, key)
+        for name, item in value.items():
+            _require_plain(item, name)
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether it is text: what came from the command line as other bytes is not."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _domains(parameters: Mapping[str, Any]) -> dict[str, Domain]:
@@ -325,7 +365,7 @@ def _domains(parameters: Mapping[str, Any]) -> dict[str, Domain]:
         try:
             domains[name] = domain_of(spec)
         except BadDomain as bad:
-            raise _Bad(f"parameter {name!a} {bad}", key=name, hint=bad.hint) from bad
+            raise _Bad(f"parameter {shown(name)} {bad}", key=name, hint=bad.hint) from bad
         _require_distinct(domains[name].listed, name)
     return domains
 
@@ -335,10 +375,15 @@ def _require_distinct(values: Sequence[Any] | None, name: str) -> None:
         return
     seen = set()
     for value in values:
-        text = json.dumps(value, sort_keys=True)
+        text = _canonical(value)
         if text in seen:
-            raise _Bad(f"parameter {name!a} has the value {text} twice: equal points", key=name)
+            raise _Bad(f"parameter {shown(name)} has the value {shown(value)} twice", key=name)
         seen.add(text)
+
+
+def _canonical(value: Any) -> str:
+    """Return a text that tells values apart as `params_digest` does."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _zips(table: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
@@ -351,15 +396,15 @@ def _zips(table: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[dict[
             raise _Bad("a [[zip]] is empty", key="zip")
         for key, values in flat.items():
             if not isinstance(values, list) or not values:
-                raise _Bad(f"{key!a} in [[zip]] needs a list that is not empty", key=key)
+                raise _Bad(f"{shown(key)} in [[zip]] needs a list that is not empty", key=key)
             if key in taken:
-                raise _Bad(f"parameter {key!a} is given twice", key=key)
+                raise _Bad(f"parameter {shown(key)} is given twice", key=key)
         lengths = {key: len(values) for key, values in flat.items()}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
             raise _Bad(f"the lists of a [[zip]] must be equally long: {told}", key="zip")
         rows = list(zip(*flat.values(), strict=True))
-        _require_distinct([list(row) for row in rows], "zip of " + ", ".join(flat))
+        _require_distinct([list(row) for row in rows], ", ".join(flat))
         taken |= set(flat)
         groups.append(flat)
     return groups
@@ -377,110 +422,237 @@ def _tables(table: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Points:
-    """The points of a sweep, in the file's order.
+    """The points of a sweep, in the file's order; made when asked for, never kept.
 
     Attributes:
-        each: Call it to iterate over them.
-        count: How many; an upper bound unless `is_exact`.
-        is_exact: False when excludes have to be applied to know.
+        count: How many.
+        at: Returns the point of a number.
+        each: Call it to iterate over all of them.
+        shared: Returns the first of some other points that is one of these, or None.
     """
 
-    each: Callable[[], Iterator[dict[str, Any]]]
     count: int
-    is_exact: bool = True
+    at: Callable[[int], dict[str, Any]]
+    each: Callable[[], Iterator[dict[str, Any]]]
+    shared: Callable[[Sequence[dict[str, Any]]], dict[str, Any] | None]
 
 
-def _points(
-    table: Mapping[str, Any], domains: Mapping[str, Domain], zips: Sequence[Mapping[str, list[Any]]]
-) -> _Points:
-    method = table.get("method", "grid")
-    if method == "bayes":
-        raise _Bad(
-            "method 'bayes' is not offered", key="method", hint='use method = "random" with samples'
-        )
-    _one_of(table, "method", ("grid", "random"), "grid")
-    keys = [*domains, *(key for group in zips for key in group)]
-    excludes = [_condition(one, keys) for one in _tables(table, "exclude")]
-    if method == "random":
-        points = _drawn(table, domains, zips, excludes)
-    else:
-        for key in ("samples",):
-            if key in table:
-                raise _Bad(f'{key!r} goes with method = "random"', key=key)
-        points = _grid(domains, zips, excludes)
-    return _with_includes(
-        points, [_included(one, domains, keys) for one in _tables(table, "include")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axis:
+    """Parameters that vary together: one, or those of a zip.
+
+    Attributes:
+        names: The parameters.
+        count: How many rows of values; None when there is no end of them.
+        row: Returns the row of a number below `count`.
+        draw: Returns a row for a number in [0, 1).
+        has: Tells whether a row is one of them.
+    """
+
+    names: tuple[str, ...]
+    count: int | None
+    row: Callable[[int], tuple[Any, ...]]
+    draw: Callable[[float], tuple[Any, ...]]
+    has: Callable[[Sequence[Any]], bool]
+
+
+def _axes(
+    domains: Mapping[str, Domain], zips: Sequence[Mapping[str, list[Any]]]
+) -> Sequence[_Axis]:
+    axes = [_single_axis(name, domain) for name, domain in domains.items()]
+    return [*axes, *(_zipped_axis(group) for group in zips)]
+
+
+def _single_axis(name: str, domain: Domain) -> _Axis:
+    listed = domain.listed if domain.listed is not None else ()
+    texts: frozenset[str] | None = None
+
+    def has(row: Sequence[Any]) -> bool:
+        nonlocal texts
+        if isinstance(listed, range):
+            return type(row[0]) is int and row[0] in listed
+        if texts is None:
+            texts = frozenset(map(_canonical, listed))
+        return _canonical(row[0]) in texts
+
+    return _Axis(
+        names=(name,),
+        count=domain.count,
+        row=lambda number: (listed[number],),
+        draw=lambda u: (domain.draw(u),),
+        has=has,
     )
 
 
-def _grid(
+def _zipped_axis(group: Mapping[str, list[Any]]) -> _Axis:
+    rows = list(zip(*group.values(), strict=True))
+    texts = frozenset(map(_canonical, rows))
+    return _Axis(
+        names=tuple(group),
+        count=len(rows),
+        row=rows.__getitem__,
+        draw=lambda u: rows[int(u * len(rows))],
+        has=lambda row: _canonical(tuple(row)) in texts,
+    )
+
+
+def _points(
+    table: Mapping[str, Any],
     domains: Mapping[str, Domain],
     zips: Sequence[Mapping[str, list[Any]]],
-    excludes: Sequence[Mapping[str, Any]],
+    *,
+    seeds: int,
 ) -> _Points:
-    axes: list[tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]] = []
+    if table.get("method") == "bayes":
+        raise _Bad(
+            "method 'bayes' is not offered", key="method", hint='use method = "random" with samples'
+        )
+    method = _one_of(table, "method", ("grid", "random"), "grid")
+    axes = _axes(domains, zips)
+    keys = [name for axis in axes for name in axis.names]
+    excludes = [_condition(one, keys) for one in _tables(table, "exclude")]
+    included = [_included(one, domains, keys) for one in _tables(table, "include")]
+    if method == "random":
+        points = _drawn(table, axes, excludes, seeds=seeds)
+    elif "samples" in table:
+        raise _Bad("'samples' goes with method = \"random\"", key="samples")
+    else:
+        points = _without(_grid(axes, seeds=seeds), excludes)
+    points = _with_includes(points, included)
+    if points.count == 0:
+        raise _Bad("every point is excluded", key="exclude")
+    return points
+
+
+def _grid(axes: Sequence[_Axis], *, seeds: int) -> _Points:
     count = 1
-    for key, domain in domains.items():
-        if domain.listed is None:
+    for axis in axes:
+        if axis.count is None:
             raise _Bad(
-                f"parameter {key!a} has infinitely many values, which a grid cannot list",
-                key=key,
+                f"parameter {axis.names[0]!a} has infinitely many values, which a grid cannot list",
+                key=axis.names[0],
                 hint='say method = "random" and samples = N, or list its values',
             )
-        count *= len(domain.listed)
-        axes.append(((key,), [(value,) for value in domain.listed]))
-        _require_size(count, allow_large=True)
-    for group in zips:
-        rows = list(zip(*group.values(), strict=True))
-        count *= len(rows)
-        axes.append((tuple(group), rows))
-    keys = tuple(itertools.chain.from_iterable(names for names, _ in axes))
+        count *= axis.count
+    _require_size(count * seeds, allow_large=True)
+    keys = [name for axis in axes for name in axis.names]
+    sizes = [axis.count or 1 for axis in axes]
+
+    def at(number: int) -> dict[str, Any]:
+        rows = []
+        for axis, size in zip(reversed(axes), reversed(sizes), strict=True):
+            number, index = divmod(number, size)
+            rows.append(axis.row(index))
+        return dict(zip(keys, itertools.chain.from_iterable(reversed(rows)), strict=True))
 
     def each() -> Iterator[dict[str, Any]]:
-        for combination in itertools.product(*(values for _, values in axes)):
-            point = dict(zip(keys, itertools.chain.from_iterable(combination), strict=True))
-            if not any(_matches(point, one) for one in excludes):
-                yield point
+        if not axes:
+            yield {}
+            return
+        others = [[axis.row(n) for n in range(axis.count or 1)] for axis in axes[1:]]
+        for number in range(sizes[0]):
+            first = axes[0].row(number)
+            for rest in itertools.product(*others):
+                yield dict(zip(keys, itertools.chain(first, *rest), strict=True))
 
-    return _Points(each=each, count=count, is_exact=not excludes)
+    def has(point: Mapping[str, Any]) -> bool:
+        return all(axis.has([point[name] for name in axis.names]) for axis in axes)
+
+    return _Points(
+        count=count, at=at, each=each, shared=lambda others: next(filter(has, others), None)
+    )
+
+
+def _without(points: _Points, excludes: Sequence[Mapping[str, Any]]) -> _Points:
+    if not excludes:
+        return points
+    kept = array("q")
+    for number, point in enumerate(points.each()):
+        if not _is_excluded(point, excludes):
+            kept.append(number)
+    return _Points(
+        count=len(kept),
+        at=lambda number: points.at(kept[number]),
+        each=lambda: map(points.at, kept),
+        shared=lambda others: points.shared(
+            [point for point in others if not _is_excluded(point, excludes)]
+        ),
+    )
 
 
 def _drawn(
     table: Mapping[str, Any],
-    domains: Mapping[str, Domain],
-    zips: Sequence[Mapping[str, list[Any]]],
+    axes: Sequence[_Axis],
     excludes: Sequence[Mapping[str, Any]],
+    *,
+    seeds: int,
 ) -> _Points:
     """Draw distinct points: the same file gives the same ones, also when samples grow.
 
-    Each draw hashes the sampler's seed, the point's number and the parameter's name, so that
-    neither Python's version nor another parameter changes it.
+    Each draw hashes the sampler's seed, the draw's number and the parameter's name, so that
+    neither Python's version nor another parameter changes it. Only the numbers are kept.
     """
     if "samples" not in table:
         raise _Bad('method = "random" needs samples = N', key="method")
     samples = _whole(table, "samples", 0, low=1)
-    _require_size(samples, allow_large=True)
+    _require_size(samples * seeds, allow_large=True)
+    counts = [axis.count for axis in axes if axis.count is not None]
+    if len(counts) == len(axes):
+        _require_enough(math.prod(counts), samples)
     sampler_seed = _whole(table, "sampler_seed", 0)
-    rows = [(tuple(group), list(zip(*group.values(), strict=True))) for group in zips]
-    found: list[dict[str, Any]] = []
-    seen = set()
-    for number in range(samples * DRAWS_PER_SAMPLE + 1000):
-        point = {k: d.draw(_uniform(sampler_seed, number, k)) for k, d in domains.items()}
-        for names, values in rows:
-            row = values[int(_uniform(sampler_seed, number, "+".join(names)) * len(values))]
-            point |= dict(zip(names, row, strict=True))
-        digest = params_digest(point)
-        if digest in seen or any(_matches(point, one) for one in excludes):
-            continue
-        seen.add(digest)
-        found.append(point)
-        if len(found) == samples:
-            return _Points(each=lambda: iter(found), count=samples)
-    raise _Bad(
-        f"only {len(found)} different points could be drawn, not {samples}",
-        key="samples",
-        hint='lower samples, or say method = "grid"',
+    sources = [(axis, "+".join(axis.names)) for axis in axes]
+
+    def at(draw: int) -> dict[str, Any]:
+        point: dict[str, Any] = {}
+        for axis, name in sources:
+            row = axis.draw(_uniform(sampler_seed, draw, name))
+            point.update(zip(axis.names, row, strict=True))
+        return point
+
+    drawn = _distinct(at, samples, excludes)
+
+    def shared(others: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        digests = {params_digest(point) for point in map(at, drawn)}
+        return next((point for point in others if params_digest(point) in digests), None)
+
+    return _Points(
+        count=samples,
+        at=lambda number: at(drawn[number]),
+        each=lambda: map(at, drawn),
+        shared=shared,
     )
+
+
+def _distinct(
+    at: Callable[[int], dict[str, Any]], samples: int, excludes: Sequence[Mapping[str, Any]]
+) -> array[int]:
+    """Return the numbers of the first draws that differ and are not excluded."""
+    seen: set[bytes] = set()
+    drawn = array("q")
+    misses = 0
+    for draw in itertools.count():
+        if len(drawn) == samples:
+            break
+        point = at(draw)
+        digest = params_digest(point)
+        if digest in seen or _is_excluded(point, excludes):
+            misses += 1
+            if misses > MISSES_BEFORE_GIVING_UP + MISSES_PER_POINT * len(drawn):
+                _require_enough(len(drawn), samples)
+            continue
+        misses = 0
+        seen.add(digest)
+        drawn.append(draw)
+    return drawn
+
+
+def _require_enough(found: int, samples: int) -> None:
+    if found < samples:
+        raise _Bad(
+            f"only {found} different points could be drawn, not {samples}",
+            key="samples",
+            hint='lower samples, or say method = "grid"',
+        )
 
 
 def _uniform(sampler_seed: int, number: int, name: str) -> float:
@@ -503,14 +675,25 @@ def _require_known(flat: Mapping[str, Any], keys: Sequence[str], where: str) -> 
             hint = (
                 f"did you mean {near[0]}?" if near else f"parameters: {', '.join(keys) or 'none'}"
             )
-            raise _Bad(f"[[{where}]] names {key!a}, which is no parameter", key=key, hint=hint)
+            raise _Bad(f"[[{where}]] names {shown(key)}, which is no parameter", key=key, hint=hint)
 
 
-def _matches(point: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
-    return all(
-        point[key] in wanted if isinstance(wanted, list) else point[key] == wanted
-        for key, wanted in condition.items()
+def _is_excluded(point: Mapping[str, Any], excludes: Sequence[Mapping[str, Any]]) -> bool:
+    return any(
+        all(_matches(point[key], wanted) for key, wanted in condition.items())
+        for condition in excludes
     )
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    """Tell whether a value is the wanted one, or one of them; 1 is 1.0, but not true."""
+    if isinstance(wanted, list) and any(_is_same(value, item) for item in wanted):
+        return True
+    return _is_same(value, wanted)
+
+
+def _is_same(value: Any, wanted: Any) -> bool:
+    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def _included(
@@ -528,7 +711,7 @@ def _included(
             point[key] = listed[0]
         else:
             raise _Bad(
-                f"an [[include]] leaves out {key!a}, which has several values", key="include"
+                f"an [[include]] leaves out {shown(key)}, which has several values", key="include"
             )
     return point
 
@@ -536,27 +719,18 @@ def _included(
 def _with_includes(points: _Points, included: Sequence[dict[str, Any]]) -> _Points:
     if not included:
         return points
-    digests = {params_digest(point) for point in included}
-    if len(digests) < len(included):
+    if len({params_digest(point) for point in included}) < len(included):
         raise _Bad("two [[include]] are equal", key="include")
-    for point in points.each():
-        if params_digest(point) in digests:
-            raise _Bad(
-                f"an [[include]] is a point of the sweep already: {json.dumps(point)[:200]}",
-                key="include",
-            )
+    twice = points.shared(included)
+    if twice is not None:
+        raise _Bad(f"an [[include]] is a point of the sweep already: {shown(twice)}", key="include")
+    first = points.count
     return _Points(
+        count=first + len(included),
+        at=lambda number: points.at(number) if number < first else dict(included[number - first]),
         each=lambda: itertools.chain(points.each(), included),
-        count=points.count + len(included),
-        is_exact=points.is_exact,
+        shared=points.shared,
     )
-
-
-def _counted(points: _Points) -> _Points:
-    count = sum(1 for _ in points.each())
-    if count == 0:
-        raise _Bad("every point is excluded", key="exclude")
-    return _Points(each=points.each, count=count)
 
 
 def _require_size(count: int, *, allow_large: bool) -> None:
@@ -575,12 +749,11 @@ def _tasks(points: _Points, seeds: Sequence[int], shuffle_seed: int | None) -> I
             for seed in seeds:
                 yield TaskSpec(point=number, seed=seed, params=params)
         return
-    listed = list(points.each())
-    order = list(range(len(listed) * len(seeds)))
+    order = array("q", range(points.count * len(seeds)))
     random.Random(shuffle_seed).shuffle(order)
     for index in order:
         number, which = divmod(index, len(seeds))
-        yield TaskSpec(point=number, seed=seeds[which], params=listed[number])
+        yield TaskSpec(point=number, seed=seeds[which], params=points.at(number))
 
 
 # --- command, seeds, run ----------------------------------------------------------------------
@@ -601,19 +774,24 @@ def _command(table: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
         raise _Bad("'command' must be a text or a list of texts", key="command")
     if not arguments or not arguments[0]:
         raise _Bad("'command' is empty", key="command")
+    if arguments[0] == "{args}":
+        raise _Bad("'command' begins with {args}", key="command", hint="name a program first")
+    if any("\0" in argument for argument in arguments):
+        raise _Bad("'command' has a NUL character", key="command")
     for argument in arguments:
         _require_placeholders(argument, [*keys, *sorted(RESERVED)])
     return tuple(arguments)
 
 
 def _require_placeholders(argument: str, known: Sequence[str]) -> None:
-    if "\0" in argument:
-        raise _Bad("'command' has a NUL character", key="command")
     try:
-        fields = [field for _, field, _, _ in _parsed(argument) if field is not None]
+        parts = _parsed(argument)
+        if "".join(_as_written(text, field) for text, field, _, _ in parts) != argument:
+            raise ValueError("a colon")  # {lr:} is parsed as {lr}
+        fields = [field for _, field, _, _ in parts if field is not None]
     except ValueError as error:
         raise _Bad(
-            f"'command' has an odd brace in {argument!a}",
+            f"'command' has an odd brace in {shown(argument)}",
             key="command",
             hint="write {{ and }} for braces that are meant as such",
         ) from error
@@ -622,11 +800,18 @@ def _require_placeholders(argument: str, known: Sequence[str]) -> None:
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"did you mean {{{near[0]}}}?" if near else f"known: {', '.join(known)}"
             raise _Bad(
-                f"'command' has an unknown placeholder {{{field}}}", key="command", hint=hint
+                f"'command' has an unknown placeholder {{{shown(field)[1:-1]}}}",
+                key="command",
+                hint=hint,
             )
 
 
-def _parsed(argument: str) -> Iterable[tuple[str, str | None, str | None, str | None]]:
+def _as_written(text: str, field: str | None) -> str:
+    literal = text.replace("{", "{{").replace("}", "}}")
+    return literal if field is None else f"{literal}{{{field}}}"
+
+
+def _parsed(argument: str) -> Sequence[tuple[str, str | None, str | None, str | None]]:
     parts = list(string.Formatter().parse(argument))
     if any(spec or conversion for _, _, spec, conversion in parts):
         raise ValueError("a format specification")
@@ -648,19 +833,20 @@ def _as_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _seeds(value: Any) -> list[int]:
+def _seeds(value: Any) -> Sequence[int]:
     if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value <= MOST_TASKS:
+        if value < 1:
             raise _Bad(f"'seeds' must be a list or a count of at least 1, not {value}", key="seeds")
-        return list(range(value))
+        return range(value)
     if not isinstance(value, list) or not value:
         raise _Bad("'seeds' must be a list of whole numbers, or a count", key="seeds")
+    seen = set()
     for seed in value:
-        if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= SQLITE_MOST:
-            raise _Bad(f"a seed must be a whole number, not {seed!a}", key="seeds")
-    if len(set(value)) < len(value):
-        twice = next(seed for seed in value if value.count(seed) > 1)
-        raise _Bad(f"seed {twice} is given twice", key="seeds")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise _Bad(f"a seed must be a whole number, not {shown(seed)}", key="seeds")
+        if seed in seen:
+            raise _Bad(f"seed {seed} is given twice", key="seeds")
+        seen.add(seed)
     return value
 
 
@@ -686,9 +872,14 @@ def _settings(run: Mapping[str, Any], command: tuple[str, ...], path: Path) -> R
 def _workdir(run: Mapping[str, Any], path: Path) -> str:
     given = run.get("workdir", ".")
     if not isinstance(given, str) or not given or "\0" in given:
-        raise _Bad(f"run.workdir must be a folder's path, not {given!a}", key="workdir")
-    folder = Path(path.absolute().parent, Path(given).expanduser())
-    if not folder.is_dir():
+        raise _Bad(f"run.workdir must be a folder's path, not {shown(given)}", key="workdir")
+    try:
+        folder = Path(path.absolute().parent, Path(given).expanduser())
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # no such user, too long, not allowed
+        why = _lower(getattr(error, "strerror", None) or str(error))
+        raise _Bad(f"run.workdir {shown(given)} cannot be used: {why}", key="workdir") from error
+    if not is_folder:
         raise _Bad(f"run.workdir {str(folder)!a} is not a folder", key="workdir")
     return str(folder.resolve())
 
@@ -699,10 +890,11 @@ def _env(run: Mapping[str, Any]) -> dict[str, str]:
         raise _Bad("run.env must be a table of texts", key="env")
     for key, value in env.items():
         if not isinstance(value, str):
-            raise _Bad(f"run.env.{key} must be a text, not {value!a}", key=key, hint="add quotes")
+            what = f"run.env.{shown(key)[1:-1]} must be a text, not {shown(value)}"
+            raise _Bad(what, key=key, hint="add quotes")
         if not key or "=" in key or "\0" in key + value:
             raise _Bad(
-                f"run.env has a name or value that no environment can hold: {key!a}", key=key
+                f"run.env has a name or value that no environment can hold: {shown(key)}", key=key
             )
         if key.startswith("GPULEDGER_") or key == "CUDA_VISIBLE_DEVICES":
             raise _Bad(f"run.env cannot set {key}: the worker does", key=key)
@@ -746,16 +938,18 @@ def _size(run: Mapping[str, Any], key: str, default: int) -> int:
 def _whole(table: Mapping[str, Any], key: str, default: int, *, low: int = 0) -> int:
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _Bad(f"{key!r} must be a whole number, not {value!a}", key=key)
-    if not low <= value < 2**31:
+        raise _Bad(f"{key!r} must be a whole number, not {shown(value)}", key=key)
+    if value < low:
         raise _Bad(f"{key!r} must be at least {low}, not {value}", key=key)
+    if value >= 2**31:
+        raise _Bad(f"{key!r} must be below {2**31:,}, not {value}", key=key)
     return value
 
 
 def _table(table: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise _Bad(f"{key!r} must be a table, not {value!a}", key=key)
+        raise _Bad(f"{key!r} must be a table, not {shown(value)}", key=key)
     return value
 
 
@@ -764,7 +958,7 @@ def _one_of(table: Mapping[str, Any], key: str, known: Sequence[str], default: s
     if value not in known:
         near = difflib.get_close_matches(str(value), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise _Bad(f"{key!r} is {value!a}", key=key, hint=hint)
+        raise _Bad(f"{key!r} is {shown(value)}", key=key, hint=hint)
     return str(value)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gpuledger.sweep import (
     read_sweep,
     render_command,
 )
+from gpuledger.sweep_values import domain_of
 
 
 def read(tmp_path: Path, text: str, *, name: str = "exp.toml", **options: Any) -> SweepSpec:
@@ -461,3 +463,240 @@ def test_assignments(text: str, expected: tuple[str, Any]) -> None:
 def test_what_is_no_assignment(text: str) -> None:
     with pytest.raises(BadSweepFile, match="nothing was changed"):
         parse_assignment(text)
+
+
+# --- hostile and extreme files ----------------------------------------------------------------
+
+DIGITS = "9" * 5000
+HEX = "0x" + "f" * 5000  # Python reads it, and refuses to print it
+EXTREME = {
+    f"samples = {DIGITS}": ("too many digits", ""),
+    f"method = {HEX}": ("'method' has a number of more than 64 bits", ""),
+    f"[run]\ntimeout = {HEX}": ("'timeout' has a number of more than 64 bits", ""),
+    f"[run]\nlog_limit = {2**70}": ("64 bits", ""),
+    f'[run]\nlog_limit = "{DIGITS}"': ("is not a size", ""),
+    "[run]\npriority = 2147483648": ("must be below 2,147,483,648", ""),
+    '[run]\nworkdir = "~nobody-of-that-name/x"': ("cannot be used", ""),
+    f'[run]\nworkdir = "{"a" * 5000}"': ("cannot be used: file name too long", ""),
+    '[run]\nworkdir = "a\\u0000b"': ("folder's path", ""),
+    '[run.env]\n"a\\u001bb" = 1': ("run.env.a\\x1bb must be a text", "quotes"),
+    "seeds = [2026-01-01]": ("date", "quotes"),
+    "seeds = 20000000": ("20,000,000 tasks", "shorten"),
+    "[parameters]\na = {min = 1, max = 2, distribution = ['x']}": ("needs a text", ""),
+    "[parameters]\na = {min = 1, max = 2, distribution = 'unifrom'}": (
+        "'unifrom'", "did you mean uniform?"),
+    "[parameters]\na = {distribution = 'constant'}": ("without 'value'", "value ="),
+    "[parameters]\na = {distribution = 'categorical'}": ("without 'values'", "values ="),
+    "[parameters]\na = {min = 0.0, max = 1e18, q = 5e-324}": ("10,000,000 steps", ""),
+    f"[parameters]\na = {{min = {-(2**63)}, max = {2**63 - 1}}}": (
+        "18,446,744,073,709,551,616 tasks", "random"),
+    "[parameters]\na = {mu = 0, sigma = 1e308, distribution = 'normal'}": ("largest number", ""),
+    "[parameters]\na = {sigma = 1000, distribution = 'log_normal'}": ("largest number", ""),
+    "[parameters]\na = {min = -1e308, max = 1e308}": ("largest number", ""),
+    "[parameters]\na = {min = 5, max = 7, q = 4, distribution = 'q_log_uniform_values'}": (
+        "no multiple of q", ""),
+    "[parameters]\nrange.vmin = [1]": ("unknown key 'vmin'", '"range.vmin", in quotes'),
+    f'[parameters]\na = ["{"z" * 9999}", "{"z" * 9999}"]': ("twice", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EXTREME, ids=[text[:40] for text in EXTREME])
+def test_an_extreme_value_gets_a_short_printable_sentence(tmp_path: Path, text: str) -> None:
+    what, hint = EXTREME[text]
+    told, told_hint = problem(tmp_path, f'command = "x"\n{text}')
+
+    assert what in told
+    assert hint in told_hint
+    assert told.isprintable()
+    assert len(told) < len(str(tmp_path)) + 5000 * text.startswith("[run]\nworkdir") + 300
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ('"{args}"', "begins with {args}"),
+        ('"x {a:}"', "odd brace"),
+        ('["x", "{\\u001bq}"]', "unknown placeholder {\\x1bq}"),
+        ('["x", "a\\u0000"]', "NUL"),
+    ],
+)
+def test_a_command_that_cannot_start_is_refused(tmp_path: Path, command: str, what: str) -> None:
+    assert what in problem(tmp_path, f"command = {command}\n[parameters]\na = 1")[0]
+
+
+def test_a_path_with_control_characters_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    with pytest.raises(BadSweepFile) as caught:
+        read(tmp_path, "x = 1", name="a\n\x1b[31m.toml")
+    assert caught.value.problem.isprintable()
+
+
+@given(st.text(max_size=120))
+@settings(max_examples=200, deadline=None)
+def test_any_text_after_a_good_beginning_is_a_sweep_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    file = tmp_path_factory.mktemp("any") / "exp.toml"
+    file.write_text(f'command = "x"\n[parameters]\na = {text}', encoding="utf-8")
+    told = ""
+    try:
+        list(itertools.islice(read_sweep(file).tasks(), 10))
+    except BadSweepFile as error:
+        told = error.problem
+    assert told == "" or (told.isprintable() and told.endswith("; nothing was changed"))
+
+
+# --- points, exactly --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = [1, true, 2]\n[[exclude]]\na = true", [1, 2]),
+        ("a = [1, true, 2]\n[[exclude]]\na = 1.0", [True, 2]),
+        ("a = [[1, 2], [3]]\n[[exclude]]\na = [1, 2]", [[3]]),
+        ("a = [[1, 2], [3]]\n[[exclude]]\na = [[3]]", [[1, 2]]),
+        ("a = [1]\n[[include]]\na = 1.0", [1, 1.0]),
+        ("a = {min = 1, max = 2}\n[[include]]\na = true", [1, 2, True]),
+        ("a = [1, 2]\n[[exclude]]\na = 2\n[[include]]\na = 2", [1, 2]),
+        ("a = {min = 0.5, max = 0.5}", [0.5]),
+        ("a = {min = 0.1, max = 0.1, distribution = 'log_uniform_values'}", [0.1]),
+        (
+            "a = {min = 123456789.0, max = 123456789.0002, q = 0.0001}",
+            [123456789.0, 123456789.0001, 123456789.0002],
+        ),
+        ("a = {min = 1, max = 10, q = 4, distribution = 'q_uniform'}", [1, 5, 9]),
+    ],
+)
+def test_points_are_told_apart_as_the_command_does(
+    tmp_path: Path, text: str, expected: list[Any]
+) -> None:
+    found = [point["a"] for point in points(tmp_path, f"[parameters]\n{text}")]
+    assert [json.dumps(value) for value in found] == [json.dumps(value) for value in expected]
+
+
+@pytest.mark.parametrize(
+    "include", ["a = 2\nb = 1\nc = 'y'\nd = 2", "a = 1\nb = 3\nc = 'x'\nd = 1"]
+)
+def test_an_include_that_the_grid_has_is_found_without_walking_it(
+    tmp_path: Path, include: str
+) -> None:
+    grid = "[parameters]\na = [1, 2]\nb = {min = 1, max = 3}\n[[zip]]\nc = ['x', 'y']\nd = [1, 2]\n"
+    told, _ = problem(tmp_path, f'command = "x"\n{grid}[[include]]\n{include}')
+    assert "is a point of the sweep already" in told
+    mixed = include.replace("d = 2", "d = 1").replace("c = 'x'", "c = 'y'")
+    assert len(points(tmp_path, f"{grid}[[include]]\n{mixed}")) == 13
+
+
+def test_an_include_that_was_drawn_already_is_refused(tmp_path: Path) -> None:
+    text = 'method = "random"\nsamples = 2\n[parameters]\na = [1, 2]\n[[include]]\na = {}\n'
+    assert "already" in problem(tmp_path, f'command = "x"\n{text.format(2)}')[0]
+    assert points(tmp_path, text.format(3))[-1] == {"a": 3}
+
+
+def test_a_random_search_finds_every_point_there_is(tmp_path: Path) -> None:
+    text = 'method = "random"\nsamples = 600\n[parameters]\na = {min = 1, max = 20}\n'
+    drawn = points(tmp_path, f"{text}b = {{min = 1, max = 30}}")
+    assert len({(point["a"], point["b"]) for point in drawn}) == 600
+
+
+@pytest.mark.parametrize("a", ["[1, 2]", "{mu = 0, sigma = 1, distribution = 'q_normal'}"])
+def test_a_random_search_gives_up_when_there_are_too_few_points(tmp_path: Path, a: str) -> None:
+    text = f'command = "x"\nmethod = "random"\nsamples = 90000\n[parameters]\na = {a}'
+    assert "different points could be drawn, not 90000" in problem(tmp_path, text)[0]
+
+
+@given(
+    st.floats(1e-9, 1e9),
+    st.floats(1, 1e6),
+    st.sampled_from(["uniform", "log_uniform_values", "inv_log_uniform_values"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_draws_stay_within_their_bounds(
+    tmp_path_factory: pytest.TempPathFactory, low: float, factor: float, name: str
+) -> None:
+    high = low * factor
+    spec = f"{{min = {as_toml(low)}, max = {as_toml(high)}, distribution = '{name}'}}"
+    text = f'method = "random"\nsamples = 5\n[parameters]\nn = {{min = 1, max = 99}}\na = {spec}'
+    for point in points(tmp_path_factory.mktemp("bounds"), text):
+        assert low <= point["a"] <= high
+
+
+@pytest.mark.parametrize("name", ["uniform", "log_uniform_values", "inv_log_uniform_values"])
+def test_the_first_and_the_last_draw_are_no_further_than_the_bounds(name: str) -> None:
+    low, high = 0.12345678901234566, 9.876543210987656
+    draw = domain_of({"min": low, "max": high, "distribution": name}).draw
+    assert {low, high} >= {draw(0.0)}
+    assert all(low <= draw(u) <= high for u in (0.0, 1e-15, 1 - 1e-15, 1 - 2**-53))
+
+
+def test_too_many_samples_are_refused_before_the_first_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuledger.sweep.params_digest", lambda _: pytest.fail("drawn"))
+    text = 'command = "x"\nmethod = "random"\nsamples = 9\n[parameters]\na = [1, 2]'
+    assert "only 2 different points" in problem(tmp_path, text)[0]
+
+
+def test_draws_of_a_quantised_scale_stay_within_their_bounds(tmp_path: Path) -> None:
+    spec = "{min = 1, max = 100, q = 32, distribution = 'q_log_uniform_values'}"
+    drawn = points(tmp_path, f'method = "random"\nsamples = 3\n[parameters]\na = {spec}')
+    assert sorted(point["a"] for point in drawn) == [32, 64, 96]
+
+
+def test_draws_do_not_keep_digits_in_which_machines_differ(tmp_path: Path) -> None:
+    spec = "{min = 1e-5, max = 0.1, distribution = 'log_uniform_values'}"
+    for point in points(tmp_path, f'method = "random"\nsamples = 50\n[parameters]\na = {spec}'):
+        assert point["a"] == float(f"{point['a']:.12g}")
+
+
+def test_shuffled_tasks_have_the_parameters_of_their_point(tmp_path: Path) -> None:
+    text = (
+        'command = "x"\norder = "shuffled"\nseeds = [5, 6]\n[parameters]\na = [1, 2, 3]\n'
+        "b = [1, 2]\n[[exclude]]\na = 2\nb = 2\n[[include]]\na = 9\nb = 9\n"
+    )
+    listed = list(read(tmp_path, text.replace("shuffled", "listed")).tasks())
+    shuffled = list(read(tmp_path, text).tasks())
+    assert len(listed) == 12
+    assert sorted(shuffled, key=lambda task: (task.point, task.seed)) == sorted(
+        listed, key=lambda task: (task.point, task.seed)
+    )
+
+
+@pytest.mark.parametrize("how", ['order = "shuffled"', 'method = "random"\nsamples = 24000'])
+def test_many_tasks_are_made_one_by_one(tmp_path: Path, how: str) -> None:
+    text = f'command = "x"\n{how}\n[parameters]\na = {{min = 1, max = 400}}\nb = [1, 2, 3]\n'
+    text += "c = {min = 1, max = 200}\n" if "random" in how else "c = {min = 1, max = 20}\n"
+    tasks = read(tmp_path, text).tasks()
+    begun = next(tasks)
+    tracemalloc.start()
+    try:
+        count = 1 + sum(1 for _ in tasks)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (count, len(begun.params)) == (24_000, 3)
+    assert peak < 1_000_000  # dicts of all of them would be several times that
+
+
+def test_a_size_is_exact(tmp_path: Path) -> None:
+    assert parse_size("9007199254740993") == 9007199254740993
+    for size in ("9" * 400, 2**63):
+        with pytest.raises(ValueError, match="size"):
+            parse_size(size)
+
+
+@given(st.integers(0, 10**8))
+def test_durations_round_trip(seconds: int) -> None:
+    minutes, s = divmod(seconds, 60)
+    hours, m = divmod(minutes, 60)
+    assert parse_duration(f"{hours}h{m}m{s}s") == parse_duration(seconds) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["seed=3", "args=1", f"x={DIGITS}", "x=" + "[" * 9000, "x=\udcff", "x=2026-01-01"]
+)
+def test_what_cannot_be_assigned(text: str) -> None:
+    with pytest.raises(BadSweepFile) as caught:
+        parse_assignment(text)
+    assert caught.value.problem.isprintable()
+    assert caught.value.problem.endswith("; nothing was changed")

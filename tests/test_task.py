@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,15 @@ def test_the_last_values_are_kept_when_the_script_fails(tmp_path: Path) -> None:
     found = reports(
         tmp_path,
         """
-        gpuledger.report(step=1, loss=1.0)
-        gpuledger.report(step=2, loss=0.5)
+        for step in range(500):
+            gpuledger.report(step=step, loss=1.0)
+        gpuledger.report(step=500, loss=0.5)
         raise SystemExit(3)
         """,
         exit_code=3,
     )
-    assert found[-1] == Report(step=2, metrics={"loss": 0.5})
+    assert len(found) < 100
+    assert found[-1] == Report(step=500, metrics={"loss": 0.5})
 
 
 def test_values_of_any_kind_become_what_json_can_carry(tmp_path: Path) -> None:
@@ -113,14 +116,200 @@ def test_a_forked_child_repeats_nothing(tmp_path: Path) -> None:
         tmp_path,
         """
         import os
-        gpuledger.report(step=1)
-        gpuledger.report(step=2)
+        for step in range(500):
+            gpuledger.report(step=step)
         if os.fork() == 0:
             raise SystemExit
         os.wait()
         """,
     )
-    assert [one.step for one in found] == [1, 2]
+    assert [one.step for one in found].count(499) == 1
+
+
+def test_a_forked_child_reports_for_itself(tmp_path: Path) -> None:
+    found = reports(
+        tmp_path,
+        """
+        import os
+        for step in range(500):
+            gpuledger.report(step=step)
+        if os.fork() == 0:
+            gpuledger.report(child=1)
+            raise SystemExit
+        os.wait()
+        """,
+    )
+    assert Report(metrics={"child": 1}) in found
+
+
+def test_two_reports_in_a_row_are_both_there_when_the_process_is_killed(tmp_path: Path) -> None:
+    found = reports(
+        tmp_path,
+        """
+        import os
+        gpuledger.report(step=1, loss=1.0)
+        gpuledger.report(val_accuracy=0.5)
+        os._exit(0)
+        """,
+    )
+    assert found == [Report(step=1, metrics={"loss": 1.0}), Report(metrics={"val_accuracy": 0.5})]
+
+
+def test_threads_lose_nothing_and_tear_no_line(tmp_path: Path) -> None:
+    found = reports(
+        tmp_path,
+        """
+        import threading
+        def work(name):
+            for step in range(300):
+                gpuledger.report(**{name: step})
+        threads = [threading.Thread(target=work, args=(f"t{i}",)) for i in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        """,
+    )
+    lines = (tmp_path / "report.jsonl").read_bytes().splitlines()
+    assert len(found) == len(lines)
+    last = read_last(tmp_path / "report.jsonl")
+    assert last is not None
+    assert dict(last.metrics) == {f"t{i}": 299 for i in range(8)}
+
+
+def test_a_signal_handler_may_report_while_a_report_is_written(tmp_path: Path) -> None:
+    reports(
+        tmp_path,
+        """
+        import os, signal
+        signal.signal(signal.SIGUSR1, lambda *_: gpuledger.report(handler=1))
+        write = os.write
+        def interrupted(*given):
+            os.write = write
+            signal.raise_signal(signal.SIGUSR1)
+            return write(*given)
+        os.write = interrupted
+        gpuledger.report(loop=1)
+        """,
+    )
+    last = read_last(tmp_path / "report.jsonl")
+    assert last == Report(metrics={"loop": 1, "handler": 1})
+
+
+def test_values_whose_own_methods_raise_stop_nothing(tmp_path: Path) -> None:
+    found = reports(
+        tmp_path,
+        """
+        class Text:
+            def __str__(self): raise KeyError("x")
+        class Item:
+            def item(self): raise KeyError("x")
+        class Attribute:
+            def __getattr__(self, name): raise OSError(name)
+        gpuledger.report(a=Text(), b=Item(), c=Attribute(), d=10**400, e=-(10**400), f="\\udcff")
+        """,
+    )
+    assert dict(found[0].metrics) == {
+        "a": "<Text>", "b": "<Item>", "c": "<Attribute>",
+        "d": "Infinity", "e": "-Infinity", "f": "\udcff",
+    }  # fmt: skip
+
+
+def test_a_step_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    found = reports(
+        tmp_path,
+        """
+        gpuledger.report(step="x" * 20000, total=float("nan"), loss=1)
+        gpuledger.report(step=True, total=None, loss=2)
+        """,
+    )
+    assert found == [Report(metrics={"loss": 1}), Report(metrics={"loss": 2})]
+
+
+def test_a_line_that_would_be_too_long_loses_its_longest_values_only(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+    done = script(
+        """
+        import gpuledger
+        many = {f"text{i}": "y" * 900 for i in range(30)}
+        gpuledger.report(step=1, loss=0.5, **many, **{"n" * 90000: "é" * 1000})
+        """,
+        cwd=tmp_path,
+        GPULEDGER_REPORT=str(file),
+    )
+    assert done.returncode == 0
+    assert len(file.read_bytes()) <= 16384
+    (found,) = read_all(file)
+    assert (found.step, found.metrics["loss"]) == (1, 0.5)
+    assert 10 < len(found.metrics) < 30
+    assert done.stderr.count("is left out") == 1
+
+
+def test_no_more_than_100_metrics_are_kept_and_that_is_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+    done = script(
+        """
+        import gpuledger
+        gpuledger.report(**{f"m{i}": i for i in range(150)})
+        gpuledger.report(**{f"m{i}": i for i in range(150)})
+        """,
+        cwd=tmp_path,
+        GPULEDGER_REPORT=str(file),
+    )
+    (_, last) = read_all(file)
+    assert dict(last.metrics) == {f"m{i}": i for i in range(100)}
+    assert done.stderr.count("only the first 100 metrics") == 1
+
+
+def test_what_could_not_be_written_comes_with_the_next_report(tmp_path: Path) -> None:
+    file = tmp_path / "later" / "report.jsonl"
+    done = script(
+        """
+        import gpuledger, os
+        gpuledger.report(step=1, loss=0.5)
+        os.mkdir("later")
+        gpuledger.report(accuracy=0.25)
+        """,
+        cwd=tmp_path,
+        GPULEDGER_REPORT=str(file),
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_last(file) == Report(step=1, metrics={"loss": 0.5, "accuracy": 0.25})
+
+
+def test_a_line_cut_by_a_full_disk_spoils_no_later_one(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+    done = script(
+        """
+        import gpuledger, resource
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))  # as a disk with 20 bytes left
+        gpuledger.report(step=1, loss=0.5)
+        gpuledger.report(step=2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        gpuledger.report(accuracy=0.25)
+        """,
+        cwd=tmp_path,
+        GPULEDGER_REPORT=str(file),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("could not be written") == 1
+    assert read_last(file) == Report(step=2, metrics={"loss": 0.5, "accuracy": 0.25})
+
+
+def test_nobody_to_tell_stops_nothing(tmp_path: Path) -> None:
+    done = script(
+        """
+        import gpuledger, sys
+        for stderr in (None, open("/dev/full", "w", buffering=1)):
+            sys.stderr = stderr
+            gpuledger.report(step=1)
+            gpuledger.task._reporter._told.clear()
+        sys.stderr = sys.__stderr__
+        print("trained")
+        """,
+        cwd=tmp_path,
+        GPULEDGER_REPORT=str(tmp_path / "gone" / "report.jsonl"),
+    )
+    assert (done.returncode, done.stdout) == (0, "trained\n")
 
 
 def test_a_report_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
@@ -169,6 +358,60 @@ def test_no_bytes_harm_the_reader(tmp_path_factory: Any, raw: bytes) -> None:
     file.write_bytes(raw)
     read_last(file)
     list(read_all(file))
+
+
+INFINITIES = (float("inf"), float("-inf"))
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), scalars, max_size=4), max_size=6))
+def test_the_last_value_of_every_metric_is_found(
+    tmp_path_factory: Any, given_metrics: list[dict[str, Any]]
+) -> None:
+    file = tmp_path_factory.mktemp("some") / "report.jsonl"
+    lines = [json.dumps({"step": n, "metrics": one}) for n, one in enumerate(given_metrics)]
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    last = read_last(file)
+
+    if not given_metrics:
+        assert last is None
+        return
+    merged: dict[str, Any] = {}
+    for one in given_metrics:
+        merged |= one
+    expected = {
+        name: ("Infinity" if value > 0 else "-Infinity") if value in INFINITIES else value
+        for name, value in merged.items()
+    }
+    assert last == Report(step=len(given_metrics) - 1, metrics=expected)
+    assert [one.step for one in read_all(file)] == list(range(len(given_metrics)))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
+def test_only_numbers_that_can_be_reckoned_with_are_steps(tmp_path: Path, number: str) -> None:
+    file = tmp_path / "report.jsonl"
+    file.write_text(f'{{"step": {number}, "total": {number}, "metrics": {{"a": {number}}}}}\n')
+
+    found = read_last(file)
+
+    assert found is not None
+    assert (found.step, found.total) == (None, None)
+    json.dumps(found.metrics, allow_nan=False)
+
+
+def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+    with file.open("wb") as out:
+        out.truncate(1 << 26)
+        out.seek(1 << 26)
+        out.write(b'\n{"step": 5}\n')
+    tracemalloc.start()
+    try:
+        assert list(read_all(file)) == [Report(step=5)]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_only_the_end_of_a_huge_file_is_read(tmp_path: Path) -> None:
