@@ -17,7 +17,7 @@ from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
 from gpuledger.process import CannotStart, Exit, Hurry, RunningTask, oom_kill_count, start
 from gpuledger.reports import read_last
 from gpuledger.signals import Signals
-from gpuledger.sweep import render_command
+from gpuledger.sweep_run import render_command
 from gpuledger.traceback_reader import read_failure
 
 TICK_S = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuledger import sweep
+from gpuledger import sweep, sweep_words
 from gpuledger.cli.app import COMMANDS
 from gpuledger.model import Outcome, RunSettings, TaskState
 from tests.shell import environment
@@ -54,7 +54,7 @@ def test_every_command_is_in_the_readme(name: str) -> None:
     assert f"gpuledger {name}" in readme()
 
 
-@pytest.mark.parametrize("key", [*sweep.TOP_KEYS, *sweep.RUN_KEYS])
+@pytest.mark.parametrize("key", [*sweep_words.TOP_KEYS, *sweep_words.RUN_KEYS])
 def test_every_key_of_a_sweep_file_is_in_the_readme(key: str) -> None:
     assert re.search(rf"[`\[]{key}[`\]=]", readme()), key
 

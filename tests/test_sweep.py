@@ -18,14 +18,10 @@ from hypothesis import strategies as st
 
 from gpuledger.errors import BadSweepFile
 from gpuledger.model import RunSettings, SweepSpec, params_digest
-from gpuledger.sweep import (
-    parse_assignment,
-    parse_duration,
-    parse_size,
-    read_sweep,
-    render_command,
-)
+from gpuledger.sweep import parse_assignment, read_sweep
+from gpuledger.sweep_run import render_command
 from gpuledger.sweep_values import domain_of
+from gpuledger.sweep_words import parse_duration, parse_size
 
 
 def read(tmp_path: Path, text: str, *, name: str = "exp.toml", **options: Any) -> SweepSpec:
@@ -632,7 +628,7 @@ def test_the_first_and_the_last_draw_are_no_further_than_the_bounds(name: str) -
 def test_too_many_samples_are_refused_before_the_first_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuledger.sweep.params_digest", lambda _: pytest.fail("drawn"))
+    monkeypatch.setattr("gpuledger.sweep_points.params_digest", lambda _: pytest.fail("drawn"))
     text = 'command = "x"\nmethod = "random"\nsamples = 9\n[parameters]\na = [1, 2]'
     assert "only 2 different points" in problem(tmp_path, text)[0]
 

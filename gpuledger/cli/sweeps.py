@@ -19,7 +19,9 @@ from gpuledger.errors import BadUsage
 from gpuledger.ledger import Ledger
 from gpuledger.model import SweepChange, SweepSpec
 from gpuledger.queries import task_name
-from gpuledger.sweep import parse_duration, read_sweep, render_command
+from gpuledger.sweep import read_sweep
+from gpuledger.sweep_run import render_command
+from gpuledger.sweep_words import parse_duration
 
 app = typer.Typer()
 
