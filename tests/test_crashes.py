@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import pytest
 
+from gpuledger import ledger as ledger_module
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, TaskState
 from gpuledger.store import Store
@@ -168,7 +169,27 @@ def test_a_kill_at_every_statement_leaves_a_whole_ledger(tmp_path: Path, verb: s
     assert statement >= 4, "BEGIN, a change, the operation's id, COMMIT"
 
 
-CALLS = ("pwrite64", "fdatasync", "close", "ftruncate", "unlink")
+def make_and_die_at(statement: int, folder: Path) -> None:
+    """Make a ledger, killed before that statement."""
+    Dying.left = statement
+    setattr(ledger_module, "Store", Dying)  # noqa: B010 - in a child of its own
+    Ledger.create(folder)
+
+
+def test_a_kill_while_a_ledger_is_made_leaves_one_that_can_be_made(tmp_path: Path) -> None:
+    for statement in itertools.count():
+        folder = tmp_path / str(statement)
+        code = exit_code_of_child(partial(make_and_die_at, statement, folder))
+        ledger = Ledger.create(folder)
+        ledger.add_sweep(spec())
+        assert_consistent(ledger)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert statement > 20, "every table is a statement"
+
+
+CALLS = ("pwrite64", "fdatasync", "fsync", "close", "ftruncate", "unlink")
 
 
 def calls_of(folder: Path, verb: str, scratch: Path) -> list[tuple[str, int]]:
