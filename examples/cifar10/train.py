@@ -4,7 +4,7 @@
     python train.py --lr 0.1 --epochs 30              one run by hand
     python train.py --data fake --epochs 1 --limit 256 --width 8    a trial without internet
 
-Parameters arrive as arguments, from a gpuledger worker as well as by hand.
+Parameters come from gpuledger when a worker runs this script, else from the command line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 from torchvision.models.resnet import BasicBlock
 
@@ -39,18 +39,22 @@ def main() -> None:
     options = parse_options()
     seed_everything(options.seed)
     device = choose_device(options.device)
-    run = Run(options, device)
+    train_loader, test_loader = make_loaders(options, device)
+    model = make_model(options.width).to(device, memory_format=torch.channels_last)
+    run = Run(model, train_loader, options, device)
     run.resume()
     signal.signal(signal.SIGTERM, run.ask_to_stop)
-    while run.epoch < options.epochs:
-        loss = run.train()
-        accuracy = run.evaluate()
-        run.finish_epoch(loss=loss, val_accuracy=accuracy)
+    for epoch in range(run.epoch, options.epochs):
+        loss = run.train(train_loader)
+        accuracy = evaluate(model, test_loader, device)
+        run.epoch = epoch + 1
+        run.save()
+        gpuledger.report(step=run.epoch, total=options.epochs, loss=loss, val_accuracy=accuracy)
         print(f"epoch {run.epoch}/{options.epochs}: loss {loss:.4f}, val_accuracy {accuracy:.4f}")
 
 
 def parse_options() -> argparse.Namespace:
-    """Return the options of the command line."""
+    """Return the options; what gpuledger says goes before the command line's defaults."""
     parser = argparse.ArgumentParser(description="Train a ResNet-18 on CIFAR-10.")
     parser.add_argument("--data", choices=["cifar10", "fake"], default="cifar10")
     parser.add_argument("--data-dir", type=Path, default=DEFAULT_DATA, help="for the download")
@@ -63,6 +67,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="use only so many images")
     parser.add_argument("--workers", type=int, default=2, help="processes that load images")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.set_defaults(**{name.replace("-", "_"): v for name, v in gpuledger.params().items()})
     return parser.parse_args()
 
 
@@ -79,22 +84,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class Shuffled:
-    """The images of one epoch in an order of its own, from any place in it onwards."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.seed = 0
-        self.start = 0
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        yield from torch.randperm(self.size, generator=generator).tolist()[self.start :]
-
-    def __len__(self) -> int:
-        return max(self.size - self.start, 0)
-
-
 def make_loaders(
     options: argparse.Namespace, device: torch.device
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -107,28 +96,21 @@ def make_loaders(
         "batch_size": options.batch_size,
         "num_workers": options.workers,
         "pin_memory": device.type == "cuda",
-        "worker_init_fn": leave_stopping_to_the_main_process,
+        "persistent_workers": options.workers > 0,
     }
+    order = torch.Generator().manual_seed(options.seed)
     return (
-        DataLoader(train, sampler=Shuffled(len(train)), generator=torch.Generator(), **common),
-        DataLoader(test, generator=torch.Generator(), **common),
+        DataLoader(train, shuffle=True, drop_last=True, generator=order, **common),
+        DataLoader(test, **common),
     )
 
 
-def leave_stopping_to_the_main_process(_: int) -> None:
-    """Let a loader outlive a SIGTERM that went to all processes of the task.
-
-    The main process still wants to save a checkpoint, and ends its loaders itself.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def load_data(options: argparse.Namespace, *, train: bool, transform: Any) -> Any:
+def load_data(options: argparse.Namespace, *, train: bool, transform: Any) -> Dataset[Any]:
     """Return images and labels; the real ones are downloaded once for all tasks of a machine."""
+    data: Dataset[Any]
     if options.data == "fake":
         size = options.limit or (50_000 if train else 10_000)
-        first = 0 if train else 1_000_000  # other images than those of the training
-        return datasets.FakeData(size, (3, 32, 32), 10, transform, random_offset=first)
+        return datasets.FakeData(size, (3, 32, 32), 10, transform, random_offset=0 if train else 1)
     with exclusively(options.data_dir):
         data = datasets.CIFAR10(options.data_dir, train=train, transform=transform, download=True)
     return Subset(data, range(options.limit)) if options.limit else data
@@ -177,40 +159,42 @@ def warm_cosine(step: int, steps: int) -> float:
 
 
 class Run:
-    """One training, with all that it needs to go on after an interruption."""
+    """What a run needs to go on after an interruption."""
 
-    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        self.options = options
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: DataLoader[Any],
+        options: argparse.Namespace,
+        device: torch.device,
+    ) -> None:
+        self.model = model
         self.device = device
+        self.epoch = 0
         self.path = gpuledger.task_dir() / "checkpoint.pt" if in_worker() else None
-        self.train_loader, self.test_loader = make_loaders(options, device)
-        self.model = make_model(options.width).to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
+            model.parameters(),
             lr=options.lr,
             momentum=0.9,
             weight_decay=options.weight_decay,
             nesterov=True,
         )
-        steps = options.epochs * len(self.train_loader)
+        steps = options.epochs * max(len(loader), 1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warm_cosine(step, steps)
         )
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-        self.epoch = 0  # finished ones
-        self.seen = 0  # images of the epoch that runs
-        self.loss_sum = torch.zeros((), device=device)  # over them
-        self.metrics: dict[str, float] = {}
         self.stopping = False
 
-    def train(self) -> float:
-        """Train one epoch, or what is left of it; return the mean loss."""
+    def train(self, loader: DataLoader[Any]) -> float:
+        """Train one epoch; return the mean loss."""
         self.model.train()
-        seed = self.options.seed * 1_000_003 + self.epoch
-        self.train_loader.sampler.seed, self.train_loader.sampler.start = seed, self.seen
-        self.train_loader.generator.manual_seed(seed)  # of its processes
-        for images, labels in self.train_loader:
+        total = 0.0
+        for images, labels in loader:
+            if self.stopping:
+                print("told to stop: the last epoch's checkpoint is kept", flush=True)
+                sys.exit(TERMINATED)
             images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             labels = labels.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
@@ -220,78 +204,28 @@ class Run:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.scheduler.step()
-            self.loss_sum += loss.detach() * len(labels)
-            self.seen += len(labels)
-            self.stop_if_asked()
-        return float(self.loss_sum) / max(self.seen, 1)
-
-    def evaluate(self) -> float:
-        """Return the share of test images that are classified rightly."""
-        self.model.eval()
-        right, seen = torch.zeros((), device=self.device), 0
-        with torch.inference_mode():
-            for images, labels in self.test_loader:
-                self.stop_if_asked()
-                images = images.to(
-                    self.device, non_blocking=True, memory_format=torch.channels_last
-                )
-                with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                    found = self.model(images).argmax(dim=1)
-                right += (found == labels.to(self.device, non_blocking=True)).sum()
-                seen += len(labels)
-        return float(right) / max(seen, 1)
-
-    def finish_epoch(self, **metrics: float) -> None:
-        """Keep and report what came out of an epoch."""
-        self.epoch += 1
-        self.seen = 0
-        self.loss_sum.zero_()
-        self.metrics = metrics
-        self.save()
-        gpuledger.report(step=self.epoch, total=self.options.epochs, **metrics)
-
-    def ask_to_stop(self, *_: object) -> None:
-        """Handle SIGTERM: save and leave before the next batch."""
-        self.stopping = True
-
-    def stop_if_asked(self) -> None:
-        """Save and leave, after SIGTERM."""
-        if self.stopping:
-            self.save()
-            print(f"told to stop in epoch {self.epoch + 1}, after {self.seen} images", flush=True)
-            sys.exit(TERMINATED)
+            total += float(loss.detach())
+        return total / max(len(loader), 1)
 
     def save(self) -> None:
         """Write a checkpoint: whole or not at all."""
         if self.path is None:
             return
-        kept: dict[str, Any] = {name: part.state_dict() for name, part in self.parts().items()}
-        kept |= {"epoch": self.epoch, "seen": self.seen, "loss_sum": self.loss_sum}
-        kept |= {"metrics": self.metrics, "rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            kept["cuda_rng"] = torch.cuda.get_rng_state()
         draft = self.path.with_suffix(".draft")
-        with draft.open("wb") as file:
-            torch.save(kept, file)
-            file.flush()
-            os.fsync(file.fileno())  # a machine that loses power must not leave it empty
+        kept: dict[str, Any] = {name: part.state_dict() for name, part in self.parts().items()}
+        torch.save({**kept, "epoch": self.epoch, "rng": torch.get_rng_state()}, draft)
         draft.replace(self.path)
 
     def resume(self) -> None:
         """Go on where an earlier attempt of this task was interrupted."""
         if self.path is None or not self.path.exists():
             return
-        kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        kept = torch.load(self.path, map_location=self.device, weights_only=True)
         for name, part in self.parts().items():
             part.load_state_dict(kept[name])
-        torch.set_rng_state(kept["rng"])
-        if self.device.type == "cuda" and "cuda_rng" in kept:
-            torch.cuda.set_rng_state(kept["cuda_rng"])
-        self.epoch, self.seen, self.metrics = kept["epoch"], kept["seen"], kept["metrics"]
-        self.loss_sum.copy_(kept["loss_sum"])
-        if self.metrics:  # an attempt that has nothing left to do has a result, too
-            gpuledger.report(step=self.epoch, total=self.options.epochs, **self.metrics)
-        print(f"resumed after epoch {self.epoch} and {self.seen} images of the next")
+        torch.set_rng_state(kept["rng"].cpu())
+        self.epoch = kept["epoch"]
+        print(f"resumed after epoch {self.epoch}")
 
     def parts(self) -> dict[str, Any]:
         """Return everything with a state."""
@@ -302,10 +236,28 @@ class Run:
             "scaler": self.scaler,
         }
 
+    def ask_to_stop(self, *_: object) -> None:
+        """Handle SIGTERM: leave before the next batch."""
+        self.stopping = True
+
 
 def in_worker() -> bool:
     """Tell whether a gpuledger worker runs this script."""
     return "GPULEDGER_TASK" in os.environ
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:
+    """Return the share of test images that are classified rightly."""
+    model.eval()
+    right = seen = 0
+    for images, labels in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            found = model(images).argmax(dim=1).cpu()
+        right += int((found == labels).sum())
+        seen += len(labels)
+    return right / max(seen, 1)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
     gpuledger run sweep.toml                      the whole sweep
     python train.py --model svm --size large      one run by hand
 
-In a worker the task's parameters are read as if they stood on the command line: a mistake in the
-sweep file is refused as one typed by hand would be.
+Parameters come from gpuledger when a worker runs this script, else from the command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +47,16 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """Return the options: those of the task, if there is one, and of the command line."""
+    """Return the options; what gpuledger says goes before the command line's defaults."""
     parser = argparse.ArgumentParser(description="Train a small classifier on handwritten digits.")
     parser.add_argument("--model", choices=["svm", "forest", "mlp"], default="svm")
     parser.add_argument("--size", choices=["small", "large"], default="small")
     parser.add_argument("--classes", choices=["all", "from-file"], default="all")
     parser.add_argument("--seed", type=int, default=gpuledger.seed())
     parser.add_argument("--out", type=Path, help="folder for scores.json")
-    params = gpuledger.params()
-    options = parser.parse_args(
-        [*(f"--{name}={value}" for name, value in params.items()), *sys.argv[1:]]
-    )
-    if params:  # in a worker: keep results with the task
+    parser.set_defaults(**gpuledger.params())
+    options = parser.parse_args()
+    if gpuledger.params():  # in a worker: keep results with the task
         options.out = gpuledger.task_dir()
     return options
 
