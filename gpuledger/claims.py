@@ -24,7 +24,7 @@ from gpuledger.operations import record_event
 
 FIRST_PENDING = (
     "SELECT id, priority, failures FROM task WHERE sweep_id = ? AND state = 'pending'"
-    " ORDER BY priority DESC, id"
+    " AND held_by IS NULL ORDER BY priority DESC, id"
 )
 """One probe of the index task_pending, whatever the number of tasks."""
 

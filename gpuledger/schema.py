@@ -182,7 +182,49 @@ V1: Migration = (
     """,
 )
 
-MIGRATIONS: tuple[Migration, ...] = (V1,)
+V2: Migration = (
+    # The worker (its nonce) that will start this pending task next: no other may claim it.
+    "ALTER TABLE task ADD COLUMN held_by TEXT",
+    "DROP INDEX task_pending",
+    """
+    CREATE INDEX task_pending ON task (sweep_id, priority DESC, id)
+        WHERE state = 'pending' AND held_by IS NULL
+    """,
+    "CREATE INDEX task_held ON task (held_by) WHERE held_by IS NOT NULL",
+    # The most GPU memory that the attempt was seen to use.
+    "ALTER TABLE attempt ADD COLUMN memory_peak_mib INTEGER",
+    # Where it came from: JSON of command, git commit and the like; digest of its packages.
+    "ALTER TABLE attempt ADD COLUMN origin TEXT",
+    "ALTER TABLE attempt ADD COLUMN environment TEXT",
+    """
+    CREATE TABLE environment (
+        digest TEXT PRIMARY KEY,
+        data TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    # What is known of a worker's place beyond its host: JSON, such as its cluster job.
+    "ALTER TABLE worker ADD COLUMN details TEXT NOT NULL DEFAULT '{}'",
+    # What each host that worked here found out about the file system.
+    """
+    CREATE TABLE host (
+        machine TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        checked_at REAL NOT NULL,
+        data TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE slurm_job (
+        id TEXT PRIMARY KEY,
+        submitted_at REAL NOT NULL,
+        workers INTEGER NOT NULL CHECK (workers >= 1),
+        script TEXT NOT NULL,
+        data TEXT NOT NULL DEFAULT '{}'
+    ) STRICT, WITHOUT ROWID
+    """,
+)
+
+MIGRATIONS: tuple[Migration, ...] = (V1, V2)
 
 
 def version(db: sqlite3.Connection) -> int:

@@ -539,7 +539,7 @@ def test_reading_changes_no_byte(ledger: Ledger) -> None:
         "UPDATE attempt SET ended_at = 1 WHERE outcome IS NULL",
         "UPDATE task SET state = 'nonsense'",
         "INSERT INTO worker SELECT 'other', name, host, machine, pid, pid_start, gpus,"
-        " gpu_memory_mib, gpu_name, started_at, ended_at, ending FROM worker",
+        " gpu_memory_mib, gpu_name, started_at, ended_at, ending, details FROM worker",
     ],
 )
 def test_the_database_refuses_what_must_never_be(ledger: Ledger, statement: str) -> None:
