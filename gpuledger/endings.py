@@ -236,6 +236,18 @@ def task_row(db: sqlite3.Connection, token: Token) -> sqlite3.Row:
     return row
 
 
+def is_open(db: sqlite3.Connection, token: Token) -> bool:
+    """Tell whether the attempt is still its worker's to end."""
+    return (
+        db.execute(
+            "SELECT 1 FROM attempt WHERE task_id = ? AND number = ? AND nonce = ?"
+            " AND outcome IS NULL",
+            (task_row(db, token)["id"], token.number, token.nonce),
+        ).fetchone()
+        is not None
+    )
+
+
 def _note_failure(
     db: sqlite3.Connection,
     task: sqlite3.Row,

@@ -10,6 +10,7 @@
   - LedgerDamaged    SQLite says the file is malformed             exit 74
   - LedgerBusy       another process held the lock all the time    exit 75
   - LedgerUnreachable  the file system refused or failed           exit 75
+  - LedgerReplaced   recovered from a backup meanwhile              exit 75
   - NotAllowed       permissions, or a ledger one should not trust exit 77
   - LeaseLost        the attempt is not ours to end (any more)     exit 1
 
@@ -95,7 +96,8 @@ class LedgerDamaged(LedgerError):
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(
             f"ledger {path} is damaged: {detail}; nothing was changed",
-            hint=f"stop the workers and copy {path.name} and {path.name}-journal aside, together",
+            hint="run 'gpuledger recover': it restores the newest good backup and what the workers "
+            "recorded since, and keeps the damaged files",
         )
 
 
@@ -118,6 +120,18 @@ class LedgerUnreachable(LedgerError):
     """The file system refused or failed: full, read-only, moved away, input/output error."""
 
     exit_code: ClassVar[int] = 75
+
+
+class LedgerReplaced(LedgerError):
+    """The ledger was recovered from a backup since it was opened; nothing was changed."""
+
+    exit_code: ClassVar[int] = 75
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"ledger {folder} was recovered from a backup meanwhile; nothing was changed",
+            hint="try again: what is asked for may look different now",
+        )
 
 
 class NotAllowed(LedgerError):

@@ -151,6 +151,20 @@ def read_raw(path: Path) -> bytes | None:
         os.close(descriptor)
 
 
+def written_at(path: Path) -> float | None:
+    """Return when the file was written last, by the file server's clock; None when unknown."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return os.fstat(descriptor).st_mtime
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def read_sign_of_life(path: Path, *, now: float) -> tuple[Beat | None, float | None]:
     """Return the last beat and about how many seconds ago it came; for people, not for judging.
 

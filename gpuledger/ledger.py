@@ -22,6 +22,7 @@ from typing import Any
 
 from gpuledger import claims, endings, operations, queries
 from gpuledger.clock import Clock, SystemClock
+from gpuledger.errors import LedgerDamaged
 from gpuledger.model import (
     COUNTED_AS_FAILURE,
     Claim,
@@ -56,10 +57,17 @@ class Ledger:
         self.store = store
         self.folder = store.folder
         self._clock: Clock = clock or SystemClock()
-        row = store.read(lambda db: db.execute("SELECT * FROM ledger").fetchone())
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Accept what the ledger is now, after it was recovered from a backup."""
+        row = self.store.read(lambda db: db.execute("SELECT * FROM ledger").fetchone())
+        if row is None:
+            raise LedgerDamaged(self.store.path, "it describes no ledger")
         self.uuid: str = row["uuid"]
         self.lease_s: float = row["lease_s"]
         self.heartbeat_s: float = row["heartbeat_s"]
+        self.store.epoch = row["epoch"]
 
     @classmethod
     def open(cls, folder: Path, *, lock_timeout_s: float = 60.0) -> Ledger:
@@ -189,6 +197,10 @@ class Ledger:
         """Tell whether an operator wants this attempt ended now (`cancel --kill`)."""
         return self.store.read(lambda db: bool(endings.task_row(db, token)["stop"] == "now"))
 
+    def is_open(self, token: Token) -> bool:
+        """Tell whether the attempt is still its worker's to end."""
+        return self.store.read(lambda db: endings.is_open(db, token))
+
     def reap(self, dead: Mapping[str, Callable[[], bool]]) -> tuple[Claim, ...]:
         """End the attempts of workers that were found dead, outcome `lost`.
 
@@ -229,7 +241,9 @@ class Ledger:
         """
         now = self._clock.now()
         return self.store.write(
-            lambda db: operations.add_sweep(db, spec, prune=prune, now=now), operation="init"
+            lambda db: operations.add_sweep(db, spec, prune=prune, now=now),
+            operation="init",
+            long=True,
         )
 
     def retry(
@@ -252,13 +266,16 @@ class Ledger:
                 db, selection, completed=completed, params=params or {}, now=now
             ),
             operation="retry",
+            long=True,
         )
 
     def cancel(self, selection: Selection, *, kill: bool = False) -> TaskChange:
         """Cancel pending tasks; running ones finish first, or are stopped now with `kill`."""
         now = self._clock.now()
         change = self.store.write(
-            lambda db: operations.cancel(db, selection, kill=kill, now=now), operation="cancel"
+            lambda db: operations.cancel(db, selection, kill=kill, now=now),
+            operation="cancel",
+            long=True,
         )
         if kill and change.running:
             self.store.nudge()
@@ -268,20 +285,26 @@ class Ledger:
         """Pause one sweep or all: nothing of it is claimed; return the names that changed."""
         now = self._clock.now()
         return self.store.write(
-            lambda db: operations.pause(db, sweep, reason=reason, now=now), operation="pause"
+            lambda db: operations.pause(db, sweep, reason=reason, now=now),
+            operation="pause",
+            long=True,
         )
 
     def resume(self, sweep: str | None) -> tuple[str, ...]:
         """Let one sweep or all go on; return the names that changed."""
         now = self._clock.now()
         return self.store.write(
-            lambda db: operations.resume(db, sweep, now=now), operation="resume"
+            lambda db: operations.resume(db, sweep, now=now),
+            operation="resume",
+            long=True,
         )
 
     def set_priority(self, selection: Selection, priority: int) -> int:
         """Give tasks that are not ended another priority; return how many there were."""
         return self.store.write(
-            lambda db: operations.set_priority(db, selection, priority), operation="set"
+            lambda db: operations.set_priority(db, selection, priority),
+            operation="set",
+            long=True,
         )
 
     def snapshot(self, *, sweep: str | None = None) -> Snapshot:

@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import random
 import secrets
-import socket
 import sqlite3
 import stat
 import threading
@@ -29,29 +26,40 @@ from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import quote
 
-from filelock import lock_descriptor, unlock_descriptor
-
 from gpuledger import schema
-from gpuledger.clock import Clock, SystemClock, iso
+from gpuledger.clock import Clock, SystemClock
 from gpuledger.errors import (
     LedgerBusy,
     LedgerDamaged,
     LedgerError,
+    LedgerReplaced,
     LedgerTooNew,
     LedgerUnreachable,
     NoLedger,
     NotAllowed,
     Unavailable,
 )
+from gpuledger.locks import LOCK_FILE, TURN_FILE, OuterLock
+
+DB_FILE = "ledger.db"
+JOURNAL_FILE = "ledger.db-journal"
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables; RETURNING is older
 OPERATIONS_KEPT = 4096
-HOLDER_BYTES = 256
-FIRST_POLL_S = 0.002
-LONGEST_POLL_S = 0.25
+SMALLEST_CROWD = 8
+
+HOLD_BUDGET_S = 15.0
+"""Longest hold of a worker's transaction, its machine's sleep included. File servers give locks of
+a silent machine to others after 30 to 90 s (nfsd's lease is 90 s): a process that was stopped while
+it held them must not commit when it wakes up."""
+
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+"""First bytes of a journal that is not rolled back yet: sqlite.org/fileformat2.html, 'The Rollback
+Journal'. In PERSIST mode they are zeroed by COMMIT."""
+
 CHANGE_COUNTER_OFFSET = 24  # sqlite.org/fileformat2.html, "File change counter"
 
 # One transaction at a time in this process: closing any descriptor of the db drops every fcntl
@@ -85,6 +93,8 @@ class Store:
         folder: Absolute path of the ledger's folder.
         lock_timeout_s: How long to wait for the lock before `LedgerBusy`.
         vfs: How SQLite locks the file: with one fcntl lock a transaction.
+        epoch: Counts the recoveries from a backup. A change by somebody who knows another one
+            is refused; None means any is fine.
     """
 
     vfs = "vfs=unix-excl"
@@ -98,12 +108,12 @@ class Store:
         migrations: tuple[schema.Migration, ...] = schema.MIGRATIONS,
     ) -> None:
         self.folder = folder
-        self.path = folder / "ledger.db"
-        self.lock_path = folder / "ledger.lock"
+        self.path = folder / DB_FILE
         self.lock_timeout_s = lock_timeout_s
         self._clock: Clock = clock or SystemClock()
         self._migrations = migrations
-        self._idle = threading.Event()  # never set: its wait() is a pause
+        self.epoch: int | None = None
+        self.lock = OuterLock(folder, self._clock)
 
     def create(self, *, shared: bool = False) -> None:
         """Make the folder, an empty ledger and its first journal; harmless when they exist.
@@ -118,13 +128,16 @@ class Store:
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir(parents=True)
                     folder.chmod(mode)
-            # The mode of new files follows the folder, whatever the umask of the first user.
-            for path in (self.lock_path, self.path):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                with contextlib.suppress(PermissionError):  # another member's file is fine
-                    os.fchmod(descriptor, 0o660 if self._is_shared() else 0o600)
-                os.close(descriptor)
+            for name in (LOCK_FILE, TURN_FILE, DB_FILE):
+                self._make_file(name)
         self.write(lambda db: None, operation="create", creating=True)
+
+    def _make_file(self, name: str) -> None:
+        """Make an empty file; its mode follows the folder, whatever the first user's umask."""
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(PermissionError):  # another member's file is fine
+            os.fchmod(descriptor, 0o660 if self._is_shared() else 0o600)
+        os.close(descriptor)
 
     def read(self, question: Work[T]) -> T:
         """Return `question(connection)`, asked inside one read transaction; changes nothing."""
@@ -142,7 +155,9 @@ class Store:
                 self.write(lambda db: None, operation="migrate", creating=True)
         raise AssertionError("a migrated ledger is of the known version")
 
-    def write(self, work: Work[T], *, operation: str, creating: bool = False) -> T:
+    def write(
+        self, work: Work[T], *, operation: str, creating: bool = False, long: bool = False
+    ) -> T:
         """Return `work(connection)`, all of its changes or none.
 
         Args:
@@ -150,8 +165,10 @@ class Store:
                 call's changes were rolled back.
             operation: Name of the change, shown to those who wait for the lock.
             creating: Allow an empty file (it gets its tables).
+            long: It may hold the lock for longer than `HOLD_BUDGET_S`: an operator's change.
 
         Raises:
+            LedgerReplaced: The ledger was recovered from a backup; nothing was changed.
             LedgerBusy: The lock was not free in time; nothing was changed.
             LedgerUnreachable: The file system failed. The message says whether nothing was
                 changed or that this is not known.
@@ -163,6 +180,7 @@ class Store:
             db.execute("PRAGMA journal_mode = PERSIST")
             db.execute("BEGIN IMMEDIATE")
             self._migrate(db, creating=creating)
+            self._require_epoch(db)
             if done and _is_recorded(db, operation_id):
                 return done[0]
             try:
@@ -170,6 +188,9 @@ class Store:
             except Unchanged as unchanged:
                 return cast("T", unchanged.answer)
             _record(db, operation_id)
+            held_s = self._clock.boottime() - self._held_since_s
+            if held_s > HOLD_BUDGET_S and not (long or creating):
+                raise _HeldTooLong(held_s)
             try:
                 db.execute("COMMIT")
             except sqlite3.Error as error:
@@ -180,6 +201,16 @@ class Store:
             return self._with_connection(change, operation=operation)
         except _CommitRaised as raised:
             return self._after_commit_raised(change, operation, raised)
+        except _HeldTooLong as held:
+            raise LedgerUnreachable(
+                f"'{operation}' on ledger {self.folder} took {held.held_s:.0f} s, longer than file "
+                "servers keep a lock for a silent machine; nothing was changed",
+                hint="was this machine asleep, or is the file system very slow? It is tried again",
+            ) from held
+
+    def expect_crowd(self, processes: int) -> None:
+        """Say how many processes may use the ledger at a time; it paces the wait for the lock."""
+        self.lock.pace.crowd = max(processes, SMALLEST_CROWD)
 
     def _after_commit_raised(self, change: Work[T], operation: str, raised: _CommitRaised) -> T:
         """Find out by the operation's id what became of it; do it again only if it is not there."""
@@ -251,11 +282,14 @@ class Store:
 
     def _until(self, deadline: float, work: Work[T], operation: str) -> T:
         """Run `work` once both locks are free; retry while only others stand in the way."""
-        poll_s = FIRST_POLL_S
+        began_s = self._clock.boottime()
         stale = 0
         while True:
             try:
-                with self._outer_lock(deadline, operation):
+                with self.lock.hold(
+                    operation=operation, timeout_s=self.lock_timeout_s, deadline_s=deadline
+                ):
+                    self._held_since_s = self._clock.boottime()
                     return self._transaction(work)
             except sqlite3.OperationalError as error:
                 # The outer lock is ours, so this is a foreign program on the file, a file system
@@ -273,74 +307,30 @@ class Store:
                 stale += 1
                 if error.errno != errno.ESTALE or stale > 10:
                     raise
-            self._idle.wait(random.uniform(poll_s / 2, poll_s))
-            poll_s = min(poll_s * 1.6, LONGEST_POLL_S)
-
-    @contextmanager
-    def _outer_lock(self, deadline: float, operation: str) -> Iterator[None]:
-        """Hold `flock` on the lock file; the file is never removed."""
-        poll_s = FIRST_POLL_S
-        while True:
-            descriptor, writable = self._open_lock_file()
-            try:
-                while not lock_descriptor(descriptor, blocking=False):
-                    if self._clock.boottime() >= deadline:
-                        holder = _holder(descriptor)
-                        raise LedgerBusy(self.path, waited_s=self.lock_timeout_s, holder=holder)
-                    self._idle.wait(random.uniform(poll_s / 2, poll_s))
-                    poll_s = min(poll_s * 1.6, LONGEST_POLL_S)
-                try:
-                    if not _is_still_at(descriptor, self.lock_path):
-                        continue  # replaced while we waited: that lock excludes nobody
-                    if writable:
-                        self._sign(descriptor, operation)
-                    # Opening the folder revalidates what NFS remembers of the names in it.
-                    os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-                    yield
-                    return
-                finally:
-                    with contextlib.suppress(OSError):  # closing gives it back as well
-                        unlock_descriptor(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def _open_lock_file(self) -> tuple[int, bool]:
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            return os.open(self.lock_path, os.O_RDWR | flags), True
-        except OSError as error:
-            # A colleague without write permission, or a read-only mount, may still look.
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            return os.open(self.lock_path, os.O_RDONLY | flags), False
-
-    def _sign(self, descriptor: int, operation: str) -> None:
-        """Leave a note for those who wait: who holds the lock, since when, for what."""
-        note = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": iso(self._clock.now()),
-            "operation": operation,
-        }
-        line = json.dumps(note).encode()[: HOLDER_BYTES - 1] + b"\n"
-        with contextlib.suppress(OSError):  # a courtesy: a full disk must not stop a reader
-            os.pwrite(descriptor, line.ljust(HOLDER_BYTES), 0)
+            self.lock.pause(self._clock.boottime() - began_s)
 
     def _transaction(self, work: Work[T]) -> T:
-        mode = "rw" if os.access(self.path, os.W_OK) else "ro"
-        uri = f"file:{quote(str(self.path))}?mode={mode}&{self.vfs}"
-        with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)) as db:
-            db.row_factory = sqlite3.Row
-            for pragma in ("synchronous = FULL", "mmap_size = 0", "cache_spill = OFF"):
-                db.execute(f"PRAGMA {pragma}")
-            for pragma in ("temp_store = MEMORY", "trusted_schema = OFF", "foreign_keys = ON"):
-                db.execute(f"PRAGMA {pragma}")
+        crashed = self._was_left_in_the_middle()
+        with closing(connect(self.path, vfs=self.vfs)) as db:
+            if crashed:
+                _require_whole(db, self.path)
             try:
                 return work(db)
             finally:
                 if db.in_transaction:
                     with contextlib.suppress(sqlite3.Error):  # closing rolls back as well
                         db.execute("ROLLBACK")
+
+    def _was_left_in_the_middle(self) -> bool:
+        """Tell whether a journal waits to be rolled back: somebody died in a transaction."""
+        try:
+            journal = os.open(self.path.with_name(JOURNAL_FILE), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return os.pread(journal, len(JOURNAL_MAGIC), 0) == JOURNAL_MAGIC
+        finally:
+            os.close(journal)
 
     # --- versions -----------------------------------------------------------------------------
 
@@ -362,6 +352,14 @@ class Store:
             schema.migrate(db, self._migrations)
         except _NeedsMigration:
             schema.migrate(db, self._migrations)
+            self._make_file(TURN_FILE)  # the first version had none
+
+    def _require_epoch(self, db: sqlite3.Connection) -> None:
+        if self.epoch is None:
+            return
+        found = db.execute("SELECT epoch FROM ledger").fetchone()["epoch"]
+        if found != self.epoch:
+            raise LedgerReplaced(self.folder)
 
     # --- errors -------------------------------------------------------------------------------
 
@@ -439,12 +437,44 @@ class _NeedsMigration(Exception):
     """The ledger was written by an older gpuledger."""
 
 
+class _HeldTooLong(Exception):
+    """The lock was held for so long that it may be somebody else's by now."""
+
+    def __init__(self, held_s: float) -> None:
+        super().__init__(held_s)
+        self.held_s = held_s
+
+
 class _CommitRaised(Exception):
     """COMMIT reported an error: the transaction may have happened or not."""
 
     def __init__(self, error: sqlite3.Error) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def connect(path: Path, *, vfs: str) -> sqlite3.Connection:
+    """Open a ledger's file with the settings that every access needs; the caller closes it."""
+    mode = "rw" if os.access(path, os.W_OK) else "ro"
+    uri = f"file:{quote(str(path))}?mode={mode}&{vfs}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
+    try:
+        db.row_factory = sqlite3.Row
+        for pragma in ("synchronous = FULL", "mmap_size = 0", "cache_spill = OFF"):
+            db.execute(f"PRAGMA {pragma}")
+        for pragma in ("temp_store = MEMORY", "trusted_schema = OFF", "foreign_keys = ON"):
+            db.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _require_whole(db: sqlite3.Connection, path: Path) -> None:
+    """Check all pages and indexes; the first statement rolls the journal back."""
+    found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != "ok":
+        raise LedgerDamaged(path, f"after a crash its check says '{found}'")
 
 
 def _record(db: sqlite3.Connection, operation_id: str) -> None:
@@ -465,27 +495,6 @@ def _is_recorded(db: sqlite3.Connection, operation_id: str) -> bool:
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def _is_still_at(descriptor: int, path: Path) -> bool:
-    mine = os.fstat(descriptor)
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    return mine.st_nlink > 0 and (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _holder(descriptor: int) -> str | None:
-    """Return who signed the lock file last, for a message; None when nobody did."""
-    try:
-        note = json.loads(os.pread(descriptor, HOLDER_BYTES, 0))
-        return (
-            f"process {int(note['pid'])} on {str(note['host'])[:64]!a} "
-            f"('{str(note['operation'])[:32]}' since {str(note['since'])[:32]})"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _require_sqlite() -> None:

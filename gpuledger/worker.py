@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gpuledger import outbox, runner
+from gpuledger.backups import Keeper
 from gpuledger.clock import Clock
+from gpuledger.diary import Diary
 from gpuledger.display.lines import claimed_line, ended_line
 from gpuledger.errors import (
     LeaseLost,
     LedgerBusy,
     LedgerDamaged,
     LedgerError,
+    LedgerReplaced,
     LedgerUnreachable,
     NoLedger,
     NotAllowed,
     Unavailable,
 )
+from gpuledger.heartbeat import beat_path, written_at
 from gpuledger.hook import call_hook
 from gpuledger.ledger import Ledger
 from gpuledger.lookout import Lookout
@@ -110,12 +114,16 @@ class Worker:
         self._tools = tools
         self._signals = tools.signals
         self._outbox = outbox.outbox_folder(ledger.uuid)
+        self._keeper = Keeper(
+            ledger.store, clock=tools.clock, now_there=self._now_there, say=tools.say
+        )
         self._attempts_run = 0
         self._cool_downs = 0
         self._live: tuple[WorkerIdentity, ...] = ()
         self._live_seen: int | None = None
         self._live_at_s = self._looked_at_s = -LOOK_AGAIN_S
         self._nudge = ledger.store.last_nudge()
+        self._told_nudge = self._nudge
         self._drain_told = False
 
     def run(self) -> None:
@@ -139,6 +147,7 @@ class Worker:
             return False
         self.me = me
         self._pulse = self._tools.pulse(me)
+        self._diary = Diary(self.ledger.folder, me)
         self._lookout = Lookout(
             self.ledger.folder, me.nonce, lease_s=self.ledger.lease_s, clock=self._tools.clock
         )
@@ -148,6 +157,10 @@ class Worker:
         self._pulse.stop()
         self._say("found dead by others (no sign of life for too long): signing on anew")
         return self._enlist()
+
+    def _now_there(self) -> float | None:
+        """Return the file server's time, as of our last sign of life."""
+        return written_at(beat_path(self.ledger.folder, self.me.name, self.me.nonce))
 
     def _sign_off(self) -> None:
         self._hasten()
@@ -221,6 +234,7 @@ class Worker:
         )
         while not self._is_leaving() and clock.boottime() < again_s:
             self._signals.wait(random.uniform(poll_s / 2, poll_s))
+            self._keeper.see_to_it()
             if self._reap() or self.ledger.store.change_counter() != seen:
                 return
 
@@ -260,6 +274,7 @@ class Worker:
         with contextlib.suppress(LedgerError):
             self._live = self.ledger.live_workers()
             self._live_seen = changes
+            self.ledger.store.expect_crowd(len(self._live))
 
     # --- one attempt --------------------------------------------------------------------------
 
@@ -268,6 +283,7 @@ class Worker:
         files = runner.files_of(self.ledger.folder, claim)
         self._say(claimed_line(claim, self.me.name))
         self._pulse.show(claim, files.report)
+        self._diary.started(claim, at=self._tools.clock.now())
         self._attempts_run += 1
         try:
             ending = runner.run(claim, files, self._surroundings(claim))
@@ -290,7 +306,7 @@ class Worker:
         return runner.Surroundings(
             worker=self.me,
             signals=self._signals,
-            lease=self._lease,
+            lease=lambda: self._lease(claim),
             stop_requested=lambda: self._stop_requested(claim),
             say=self._say,
             started=self._pulse.covers,
@@ -298,10 +314,13 @@ class Worker:
             clock=self._tools.clock,
         )
 
-    def _lease(self) -> str:
+    def _lease(self, claim: Claim) -> str:
         """Answer whether the running attempt is still ours; see `runner.Surroundings`."""
         self._tell_drain()
         self._reap(busy=True)
+        self._keeper.see_to_it()
+        if self._was_taken_away(claim):
+            return "lost"
         if not self._pulse.lapsed():
             return "ours"
         if self._pulse.is_late():
@@ -314,6 +333,20 @@ class Worker:
             return "lost"
         self._pulse.trust_again()
         return "regained"
+
+    def _was_taken_away(self, claim: Claim) -> bool:
+        """Ask, after a nudge, whether a recovered ledger still knows of this attempt."""
+        nudge = self.ledger.store.last_nudge()
+        if nudge == self._told_nudge:
+            return False
+        try:
+            taken = not self.ledger.is_open(claim.token)
+        except LeaseLost:
+            taken = True
+        except LedgerError:
+            return False
+        self._told_nudge = nudge
+        return taken
 
     def _stop_requested(self, claim: Claim) -> bool:
         """Read the ledger when an operator nudged the workers."""
@@ -345,12 +378,14 @@ class Worker:
         """
         letter: outbox.Letter | None = None
         backoff_s = FIRST_BACKOFF_S
+        self._diary.ended(claim.token, ending, at=self._tools.clock.now())
         while True:
             try:
                 ended = self._tell(claim.token, ending, then=self._wants_next())
                 break
             except LeaseLost as lost:
                 self._say(f"{lost.problem}")
+                self._diary.refused(claim.token, at=self._tools.clock.now())
                 ended = None
                 break
             except LedgerDamaged:
@@ -369,12 +404,27 @@ class Worker:
             outbox.forget(letter)
         return ended
 
+    def _accept_recovery(self) -> None:
+        """The ledger was recovered from a backup: our token will be judged by what it knows now."""
+        self._say("the ledger was recovered from a backup meanwhile, looking at it anew")
+        self.ledger.reopen()
+
     def _hasten(self) -> None:
         if self._signals.terminates or self._signals.interrupts >= 2:
             self.ledger.store.lock_timeout_s = HASTY_LOCK_S
 
+    def _in_this_epoch(self, operation: Callable[[], T]) -> T:
+        try:
+            return operation()
+        except LedgerReplaced:
+            self._accept_recovery()
+            return operation()
+
     def _tell(self, token: Token, ending: Ending, *, then: WorkerIdentity | None) -> Ended:
         self._hasten()
+        return self._in_this_epoch(lambda: self._tell_once(token, ending, then))
+
+    def _tell_once(self, token: Token, ending: Ending, then: WorkerIdentity | None) -> Ended:
         sweeps = self._options.sweeps
         if ending.outcome is Outcome.COMPLETED:
             return self.ledger.complete(
@@ -450,7 +500,7 @@ class Worker:
         told: str | None = None
         while True:
             try:
-                answer = operation()
+                answer = self._in_this_epoch(operation)
             except OUT_OF_REACH as error:
                 if error.problem != told:
                     self._say(f"{error}; waiting until it is mended")

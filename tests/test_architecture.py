@@ -19,6 +19,7 @@ RANK = {
     "task": 0,  # in users' scripts: the same
     "model": 1,
     "schema": 1,
+    "locks": 1,
     "sweep_values": 1,
     "sweep_words": 2,
     "sweep_parameters": 3,
@@ -29,6 +30,8 @@ RANK = {
     "reports": 2,
     "heartbeat": 2,
     "outbox": 2,
+    "diary": 3,
+    "backups": 4,
     "gpu": 2,
     "process": 2,
     "signals": 2,
@@ -39,6 +42,7 @@ RANK = {
     "claims": 5,
     "endings": 6,
     "ledger": 7,
+    "recovery": 7,
     "hook": 7,
     "lookout": 7,
     "pulse": 7,
@@ -90,9 +94,19 @@ def test_imports_go_down_only(path: Path) -> None:
 
 SQL = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.S)
 OWNERS = {
-    SQL: {"ledger", "claims", "endings", "operations", "queries", "schema", "store"},
+    SQL: {
+        "ledger",
+        "claims",
+        "endings",
+        "operations",
+        "queries",
+        "schema",
+        "store",
+        "backups",
+        "recovery",
+    },
     re.compile(r"\bsqlite3\.connect\("): {"store"},
-    re.compile(r"\bfilelock\b"): {"store"},
+    re.compile(r"\bfilelock\b"): {"locks"},
     re.compile(r"\bsubprocess\."): {"process"},
     re.compile(r"\bos\.(fork|kill|killpg)\("): {"process", "guard", "signals"},
     re.compile(r"\bsignal\.signal\("): {"signals", "process", "guard"},

@@ -175,7 +175,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_the_ledger_without_a_traceback(
         "sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", locker, str(lab.ledger.store.lock_path)],
+        [sys.executable, "-c", locker, str(lab.ledger.store.lock.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as holder:
@@ -189,7 +189,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_the_ledger_without_a_traceback(
             text=True,
         ) as waiting:
             wait_until(
-                lambda: has_open(waiting.pid, lab.ledger.store.lock_path),
+                lambda: has_open(waiting.pid, lab.ledger.store.lock.path),
                 because="the command waits for the lock",
             )
             waiting.send_signal(signal.SIGINT)
@@ -241,7 +241,7 @@ def test_names_are_completed_and_a_ledger_that_does_not_answer_gives_none(tmp_pa
     assert complete("gpuledger pause z") == ["zoo"]
     assert complete("gpuledger retry --sweep e") == ["exp1"]
     assert "status" in complete("gpuledger st")
-    with lab.ledger.store.lock_path.open("r+b") as held:
+    with lab.ledger.store.lock.path.open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert complete("gpuledger show exp1_1") == []
     (lab.ledger.folder / "ledger.db").write_bytes(b"not a database")

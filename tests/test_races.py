@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuledger import store
+from gpuledger import locks
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim
 from gpuledger.store import Store
@@ -30,7 +30,7 @@ def without_fcntl() -> None:
 
 def without_flock() -> None:
     """The file system's flock says yes to everybody."""
-    setattr(store, "lock_descriptor", lambda descriptor, *, blocking=True: True)  # noqa: B010
+    setattr(locks, "lock_descriptor", lambda descriptor, *, blocking=True: True)  # noqa: B010
 
 
 def claim_until_empty(folder: Path, number: int, start: Any, fake: Callable[[], None]) -> list[str]:

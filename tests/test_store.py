@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from gpuledger import schema, store
+from gpuledger import locks, schema
 from gpuledger.errors import (
     LedgerBusy,
     LedgerDamaged,
@@ -138,7 +138,7 @@ def test_a_lock_file_that_was_replaced_while_waiting_excludes_nobody(folder: Pat
         assert probe.returncode != 0, "a second process got the lock meanwhile"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "lock_descriptor", replace_once)
+        patch.setattr(locks, "lock_descriptor", replace_once)
         Store(folder).write(check, operation="test")
     assert replaced.is_set()
     assert locked
@@ -217,7 +217,7 @@ def test_a_file_system_without_locks_is_refused_with_a_sentence(
     def refuse(descriptor: int, *, blocking: bool = True) -> bool:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store, "lock_descriptor", refuse)
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
     with pytest.raises(Unavailable, match="offers no file locks"):
         Store(folder).read(lambda db: None)
     assert sorted(path.name for path in folder.glob("*.lock*")) == ["ledger.lock"]
@@ -230,7 +230,7 @@ def test_a_failing_file_system_is_an_error_that_says_nothing_was_changed(
     def refuse(descriptor: int, *, blocking: bool = True) -> bool:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store, "lock_descriptor", refuse)
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
     with pytest.raises(LedgerUnreachable, match="nothing was changed"):
         Store(folder).write(touch, operation="test")
 
@@ -243,7 +243,7 @@ def test_a_stale_handle_is_opened_again(folder: Path, monkeypatch: pytest.Monkey
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return genuine(descriptor, blocking=blocking)
 
-    monkeypatch.setattr(store, "lock_descriptor", sometimes)
+    monkeypatch.setattr(locks, "lock_descriptor", sometimes)
     Store(folder).write(touch, operation="test")
     assert touched(folder) == 1
 

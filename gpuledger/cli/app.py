@@ -30,6 +30,8 @@ COMMANDS: Mapping[str, str] = {
     "set": "change",
     "pause": "sweeps",
     "resume": "sweeps",
+    "backup": "rescue",
+    "recover": "rescue",
 }
 """Each command and the module of `gpuledger.cli` whose `app` has it, in the order of the help."""
 

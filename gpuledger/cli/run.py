@@ -11,7 +11,7 @@ import typer
 from gpuledger.cli.find import folder_to_use
 from gpuledger.cli.options import LedgerDir
 from gpuledger.cli.output import echo, echo_table, is_dumb, is_terminal, make_console, note
-from gpuledger.cli.sweeps import open_or_make, told
+from gpuledger.cli.sweeps import back_up, open_or_make, told
 from gpuledger.cli.trust import require_trusted
 from gpuledger.cli.work import INTERRUPTED, Device, choose_devices, worker_command
 from gpuledger.fleet import run_fleet
@@ -64,6 +64,7 @@ def run(
     devices = _devices(gpu=gpu, cpu=cpu, slots=slots)
     opened = open_or_make(folder)
     change = opened.add_sweep(spec)
+    back_up(opened)
     for line in told(change):
         note(line)
     options = [f"--sweep={spec.name}", *(["--trust"] if trust else [])]

@@ -14,8 +14,9 @@ from gpuledger.cli.find import DATABASE_NAME, folder_to_use, open_ledger
 from gpuledger.cli.options import AsJson, LedgerDir, SweepName
 from gpuledger.cli.output import echo, echo_json, note
 from gpuledger.cli.shapes import sweep_change_shape
+from gpuledger.clock import SystemClock
 from gpuledger.display.text import several
-from gpuledger.errors import BadUsage
+from gpuledger.errors import BadUsage, LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.model import SweepChange, SweepSpec
 from gpuledger.queries import task_name
@@ -87,6 +88,7 @@ def init(
     is_new = not (folder / DATABASE_NAME).exists()
     opened = open_or_make(folder, lease_s=lease_s, heartbeat_s=heartbeat_s, shared=shared)
     change = opened.add_sweep(spec, prune=prune)
+    back_up(opened)
     if as_json:
         echo_json({"ledger": str(opened.folder), **sweep_change_shape(change)})
         return
@@ -95,6 +97,16 @@ def init(
         echo(line)
     if change.added:
         note("Next: gpuledger work --gpu 0 (or --gpus all, or --cpu), and gpuledger status")
+
+
+def back_up(ledger: Ledger) -> None:
+    """Copy the ledger after its tasks were made: no worker's diary knows of them."""
+    from gpuledger.backups import take
+
+    try:
+        take(ledger.store, clock=SystemClock())
+    except LedgerError as error:
+        note(error.problem)
 
 
 @app.command()

@@ -1,0 +1,274 @@
+"""Copies of the ledger that were found whole, for the day its file is damaged.
+
+A copy is made under the ledger's lock onto this machine's own disk, checked there without the
+lock, and only then put beside the ledger as `backups/<time>-<epoch>-<change>.db`. Workers do it
+while they work: every ten minutes in which something changed, and never for more than a hundredth
+of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpuledger.clock import Clock
+from gpuledger.diary import FOLDER as DIARIES
+from gpuledger.errors import LedgerDamaged, LedgerError, LedgerUnreachable
+from gpuledger.locks import try_lock
+from gpuledger.store import Store, connect
+
+FOLDER = "backups"
+LATEST = "latest.json"
+MAKING = "making.lock"
+
+INTERVAL_S = 600.0
+SHARE_OF_TIME = 0.01
+LOOK_S = 30.0
+KEPT = 10
+HOURLY_KEPT = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """One good copy.
+
+    Attributes:
+        path: Of the file.
+        stamp: When it was made, as in `20261124T101500Z`, on its maker's clock.
+        epoch: The ledger's epoch at that time: it counts recoveries.
+        change: Number of the ledger's latest change in it.
+        size_bytes: Of the file.
+    """
+
+    path: Path
+    stamp: str
+    epoch: int
+    change: int
+    size_bytes: int
+
+
+def take(store: Store, *, clock: Clock) -> Backup:
+    """Make a copy, check it, and remove what is older than is kept.
+
+    Raises:
+        LedgerDamaged: The copy is not whole, so the ledger is not.
+        LedgerUnreachable: No room for it, here or beside the ledger.
+    """
+    folder = store.folder / FOLDER
+    began_s = clock.boottime()
+    try:
+        _make_folder(folder)
+        with tempfile.TemporaryDirectory(prefix="gpuledger-backup-") as scratch:
+            copy = Path(scratch) / "ledger.db"
+            copy.touch(mode=0o600)
+            counter = store.change_counter()  # before the copy: it may be newer, never older
+            epoch, change = store.read(lambda db: _copy(db, copy))
+            problem = examine(copy)
+            if problem is not None:
+                raise LedgerDamaged(store.path, problem)
+            backup = _put(copy, folder, clock.now(), epoch, change)
+        _note_latest(folder, backup, counter, took_s=clock.boottime() - began_s)
+        prune(folder)
+    except OSError as error:
+        raise LedgerUnreachable(
+            f"no backup of ledger {store.folder} could be made: {error.strerror or error}; "
+            "the ledger itself is as it was",
+            hint="free some space there and in this machine's temporary folder",
+        ) from error
+    return backup
+
+
+def examine(path: Path) -> str | None:
+    """Return what is wrong with a copy of a ledger, or None when it is whole."""
+    try:
+        with closing(connect(path, vfs="vfs=unix")) as db:
+            found = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+            if found != "ok":
+                return found
+            if db.execute("SELECT 1 FROM ledger").fetchone() is None:
+                return "it describes no ledger"
+    except sqlite3.Error as error:
+        return str(error)
+    return None
+
+
+def existing(folder: Path) -> list[Backup]:
+    """Return the backups below the ledger's folder, the newest first."""
+    found = []
+    for path in (folder / FOLDER).glob("*.db"):
+        with contextlib.suppress(ValueError, OSError):
+            stamp, epoch, change = path.stem.split("-")
+            found.append(
+                Backup(
+                    path=path,
+                    stamp=stamp,
+                    epoch=int(epoch),
+                    change=int(change),
+                    size_bytes=path.stat().st_size,
+                )
+            )
+    return sorted(found, key=lambda backup: (backup.epoch, backup.change), reverse=True)
+
+
+def prune(folder: Path) -> None:
+    """Keep the latest ones and, of a day, one an hour; `folder` is that of the backups."""
+    found = existing(folder.parent)
+    if not found:
+        return
+    hourly = {backup.stamp[:11]: backup for backup in found}  # the first of each hour
+    kept = {*found[:KEPT], *list(hourly.values())[:HOURLY_KEPT]}
+    for backup in found:
+        if backup not in kept:
+            backup.path.unlink(missing_ok=True)
+    _prune_diaries(folder.parent, min(backup.path.stat().st_mtime for backup in kept))
+
+
+def _prune_diaries(folder: Path, before: float) -> None:
+    """Remove the diaries that end before the oldest backup, by the file server's own times."""
+    for path in (folder / DIARIES).glob("*.jsonl"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < before:
+                path.unlink()
+
+
+class Keeper:
+    """Sees to it, from within a worker, that there is a recent backup.
+
+    Args:
+        store: Of the ledger.
+        now_there: The file server's time in seconds, as of this worker's last sign of life;
+            None when not known.
+        say: Prints one line.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        now_there: Callable[[], float | None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._now_there = now_there
+        self._say = say
+        self._looked_s = clock.boottime()
+        self._thread: threading.Thread | None = None
+        self._told: str | None = None
+
+    def see_to_it(self) -> None:
+        """Start a backup in a thread of its own when one is due; cheap, call it often."""
+        now_s = self._clock.boottime()
+        if now_s - self._looked_s < LOOK_S or (self._thread and self._thread.is_alive()):
+            return
+        self._looked_s = now_s
+        if self._is_due():
+            self._thread = threading.Thread(target=self._make, name="backup", daemon=True)
+            self._thread.start()
+
+    def _is_due(self) -> bool:
+        now_there = self._now_there()
+        if now_there is None:
+            return False
+        latest = _latest(self._store.folder / FOLDER)
+        if latest is None:
+            return True
+        written_at, took_s, counter = latest
+        pause_s = max(INTERVAL_S, took_s / SHARE_OF_TIME)
+        return now_there - written_at >= pause_s and self._store.change_counter() != counter
+
+    def _make(self) -> None:
+        try:
+            with try_lock(self._store.folder / FOLDER / MAKING) as mine:
+                if mine and self._is_due():
+                    take(self._store, clock=self._clock)
+            self._told = None
+        except (LedgerError, OSError) as error:
+            if str(error) != self._told:
+                self._say(str(error))
+                self._told = str(error)
+
+
+def _copy(db: sqlite3.Connection, path: Path) -> tuple[int, int]:
+    row = db.execute("SELECT epoch, seq FROM ledger").fetchone()
+    with closing(connect(path, vfs="vfs=unix")) as copy:
+        db.backup(copy)
+    return int(row["epoch"]), int(row["seq"])
+
+
+def _put(copy: Path, folder: Path, now: float, epoch: int, change: int) -> Backup:
+    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = folder / f"{stamp}-{epoch}-{change}.db"
+    draft = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with copy.open("rb") as source, draft.open("wb") as target:
+            os.fchmod(target.fileno(), folder.stat().st_mode & 0o660)
+            shutil.copyfileobj(source, target, 1 << 20)
+            target.flush()
+            os.fsync(target.fileno())
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    return Backup(
+        path=path, stamp=stamp, epoch=epoch, change=change, size_bytes=path.stat().st_size
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within the folder outlive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(folder.parent.stat().st_mode & 0o7777)
+
+
+def _note_latest(folder: Path, backup: Backup, counter: int | None, *, took_s: float) -> None:
+    """Rewrite in place: others look at this file, and a replaced one is seen late on NFS."""
+    text = json.dumps({"name": backup.path.name, "took_s": took_s, "counter": counter})
+    descriptor = os.open(folder / LATEST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    try:
+        os.pwrite(descriptor, text.encode().ljust(256), 0)
+    finally:
+        os.close(descriptor)
+
+
+def _latest(folder: Path) -> tuple[float, float, int] | None:
+    """Return when the latest backup was noted (the server's time), how long it took, its state."""
+    try:
+        descriptor = os.open(folder / LATEST, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        note = json.loads(os.pread(descriptor, 256, 0))
+        return os.fstat(descriptor).st_mtime, float(note["took_s"]), int(note["counter"] or 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def good_ones(folder: Path) -> Iterator[Backup]:
+    """Yield the backups that are whole, the newest first."""
+    for backup in existing(folder):
+        if examine(backup.path) is None:
+            yield backup

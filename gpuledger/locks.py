@@ -1,0 +1,229 @@
+"""Holds the outer of the ledger's two locks: who comes next, how one waits, who is told of whom.
+
+The lock is `flock` on `ledger.lock`; the file is never removed and never replaced. Whoever has
+just given a lock back wins it again, so under load everyone first takes the turn (`flock` on
+`ledger.turn`), then the lock, then lets the turn go: at most one process at a time competes with
+the one that comes back. The turn is a courtesy between processes that are well; nothing but
+fairness rests on it, and it is passed over when it stays taken for long.
+
+Measured with 64 processes on one ledger (`python -m tests.benchmarks.fairness`): README.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from gpuledger.clock import Clock, iso
+from gpuledger.errors import LedgerBusy
+
+LOCK_FILE = "ledger.lock"
+TURN_FILE = "ledger.turn"
+
+HOLDER_BYTES = 256
+SHORTEST_POLL_S = 0.0005
+LONGEST_POLL_S = 0.25
+POLLS_PER_HOLD = 4
+"""Polls of all waiters together in the time that somebody holds the lock."""
+
+FIRST_HOLD_S = 0.002
+LONGEST_USUAL_HOLD_S = 0.1
+
+PATIENCE_HOLDS = 4.0
+PATIENCE_S = 1.0
+"""So many rounds in vain, and so long, mean that the holder hangs: poll more and more seldom."""
+
+TURN_PATIENCE_S = 2.0
+"""The turn is passed over after this, and after `PATIENCE_HOLDS` rounds: who has it was stopped."""
+
+
+class Pace:
+    """How long to sleep between two polls: all waiters together poll a few times a hold.
+
+    Everybody's pause is the same, and random: waiting is a lottery without memory, which starves
+    nobody. (Pauses that grow with the time waited, or are learned from one's own waits, favour
+    who was lucky before: the slowest of 16 got a thirtieth of what the median got.)
+
+    Attributes:
+        crowd: How many processes may want the lock at a time.
+    """
+
+    def __init__(self) -> None:
+        self.crowd = 8
+        self._usual_hold_s = FIRST_HOLD_S
+
+    def in_line_s(self, waited_s: float) -> float:
+        """Return the pause of one of the many that wait for their turn."""
+        return self._pause_s(self._usual_hold_s * self.crowd, waited_s)
+
+    def at_the_door_s(self, waited_s: float) -> float:
+        """Return the pause of the one that has the turn and waits for the lock itself."""
+        return self._pause_s(self._usual_hold_s, waited_s)
+
+    def turn_patience_s(self) -> float:
+        """Return after how long the turn is passed over."""
+        return max(PATIENCE_HOLDS * self._usual_hold_s * self.crowd, TURN_PATIENCE_S)
+
+    def learn(self, held_s: float) -> None:
+        """Take the length of a hold into account."""
+        usual_s = self._usual_hold_s  # one that was preempted says little about the usual
+        self._usual_hold_s += (min(held_s, 2 * usual_s, LONGEST_USUAL_HOLD_S) - usual_s) / 16
+
+    def _pause_s(self, round_s: float, waited_s: float) -> float:
+        pause_s = round_s / POLLS_PER_HOLD
+        if waited_s > max(PATIENCE_HOLDS * round_s, PATIENCE_S):
+            pause_s = max(pause_s, waited_s / 8)
+        pause_s = min(max(pause_s, SHORTEST_POLL_S), LONGEST_POLL_S)
+        return pause_s * random.uniform(0.5, 1.5)
+
+
+class OuterLock:
+    """The lock of one ledger, as one process uses it; at most one thread at a time."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self.path = folder / LOCK_FILE
+        self._folder = folder
+        self._turn_path = folder / TURN_FILE
+        self._clock = clock
+        self.pace = Pace()
+        self._idle = threading.Event()  # never set: its wait() is a pause
+
+    @contextmanager
+    def hold(self, *, operation: str, timeout_s: float, deadline_s: float) -> Iterator[None]:
+        """Hold the lock.
+
+        Args:
+            operation: What for, shown to those who wait meanwhile.
+            timeout_s: How long the caller waits in all, for the message.
+            deadline_s: When that is over, on the boot-time clock.
+
+        Raises:
+            LedgerBusy: It was not free in time.
+            OSError: The file system failed.
+        """
+        began_s = self._clock.boottime()
+        descriptor, writable = self._locked(began_s, timeout_s, deadline_s)
+        held_since_s = self._clock.boottime()
+        try:
+            if writable:
+                self._sign(descriptor, operation)
+            # Opening the folder revalidates what NFS remembers of the names in it.
+            os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            yield
+        finally:
+            # What was done under the lock is done, whatever giving it back says; closing does it
+            # as well, and the descriptor is gone even when close() reports an error.
+            with contextlib.suppress(OSError):
+                unlock_descriptor(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            self.pace.learn(self._clock.boottime() - held_since_s)
+
+    def pause(self, waited_s: float) -> None:
+        """Sleep before the next try of something that somebody else holds."""
+        self._idle.wait(self.pace.at_the_door_s(waited_s))
+
+    def _locked(self, began_s: float, timeout_s: float, deadline_s: float) -> tuple[int, bool]:
+        """Return a descriptor of the lock file, locked, and whether it can be written."""
+        with self._turn(began_s, deadline_s):
+            first_s = self._clock.boottime()
+            while True:
+                descriptor, writable = self._open()
+                try:
+                    while not lock_descriptor(descriptor, blocking=False):
+                        now_s = self._clock.boottime()
+                        if now_s >= deadline_s:
+                            holder = read_holder(descriptor)
+                            raise LedgerBusy(self._folder, waited_s=timeout_s, holder=holder)
+                        self.pause(now_s - first_s)
+                    if is_still_at(descriptor, self.path):
+                        return descriptor, writable
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)  # replaced while we waited: that lock excludes nobody
+
+    @contextmanager
+    def _turn(self, began_s: float, deadline_s: float) -> Iterator[None]:
+        """Be the next in line, if that can be had; never an error."""
+        try:
+            descriptor = os.open(self._turn_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # an older ledger, a reader without permission: no fairness for these
+            yield
+            return
+        try:
+            give_up_s = min(began_s + self.pace.turn_patience_s(), deadline_s)
+            with contextlib.suppress(OSError):
+                while not lock_descriptor(descriptor, blocking=False):
+                    now_s = self._clock.boottime()
+                    if now_s >= give_up_s:
+                        break
+                    self._idle.wait(self.pace.in_line_s(now_s - began_s))
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def _open(self) -> tuple[int, bool]:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self.path, os.O_RDWR | flags), True
+        except OSError as error:
+            # A colleague without write permission, or a read-only mount, may still look.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return os.open(self.path, os.O_RDONLY | flags), False
+
+    def _sign(self, descriptor: int, operation: str) -> None:
+        """Leave a note for those who wait: who holds the lock, since when, for what."""
+        note = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": iso(self._clock.now()),
+            "operation": operation,
+        }
+        line = json.dumps(note).encode()[: HOLDER_BYTES - 1] + b"\n"
+        with contextlib.suppress(OSError):  # a courtesy: a full disk must not stop a reader
+            os.pwrite(descriptor, line.ljust(HOLDER_BYTES), 0)
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file of a lesser matter (not the ledger's) if it is free; yield whether."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+    try:
+        yield lock_descriptor(descriptor, blocking=False)
+    finally:
+        os.close(descriptor)
+
+
+def is_still_at(descriptor: int, path: Path) -> bool:
+    """Tell whether the open file is the one that the path names now."""
+    mine = os.fstat(descriptor)
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return mine.st_nlink > 0 and (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def read_holder(descriptor: int) -> str | None:
+    """Return who signed the lock file last, for a message; None when nobody did."""
+    try:
+        note = json.loads(os.pread(descriptor, HOLDER_BYTES, 0))
+        return (
+            f"process {int(note['pid'])} on {str(note['host'])[:64]!a} "
+            f"('{str(note['operation'])[:32]}' since {str(note['since'])[:32]})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

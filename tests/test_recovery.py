@@ -1,0 +1,315 @@
+"""A damaged ledger comes back from a backup and the workers' diaries, and nobody is fooled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpuledger import backups, recovery
+from gpuledger.backups import existing, take
+from gpuledger.clock import SystemClock
+from gpuledger.diary import Diary
+from gpuledger.errors import LeaseLost, LedgerDamaged, LedgerReplaced, Unavailable
+from gpuledger.ledger import Ledger
+from gpuledger.model import Claim, Ending, Outcome, TaskState, WorkerIdentity
+from gpuledger.recovery import recover
+from tests.helpers import failure, identity, spec
+from tests.test_ledger import assert_consistent
+
+COMPLETED = Ending(outcome=Outcome.COMPLETED, exit_code=0, metrics={"loss": 0.5}, duration_s=1.0)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger.create(tmp_path / ".gpuledger")
+    ledger.add_sweep(spec(points=6))
+    return ledger
+
+
+class NotingWorker:
+    """Does to the ledger what a worker does, and keeps its diary."""
+
+    def __init__(self, ledger: Ledger, nonce: str, *, host: str = "alpha") -> None:
+        self.ledger = ledger
+        self.me: WorkerIdentity = ledger.register(identity(nonce * 8, host=host))
+        self.diary = Diary(ledger.folder, self.me)
+
+    def claim(self) -> Claim:
+        found = self.ledger.claim(self.me)
+        assert isinstance(found, Claim)
+        self.diary.started(found, at=1.0)
+        return found
+
+    def end(self, claim: Claim, ending: Ending = COMPLETED) -> None:
+        self.diary.ended(claim.token, ending, at=2.0)
+        if ending.outcome is Outcome.COMPLETED:
+            self.ledger.complete(claim.token, metrics=ending.metrics, duration_s=1.0)
+        else:
+            self.ledger.fail(claim.token, ending)
+
+
+def state_of(ledger: Ledger, task: str) -> TaskState:
+    return ledger.task(task).state
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 3000)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def index_torn(path: Path) -> None:
+    """Keeps every page readable: only an integrity check sees that an index misses its rows."""
+    whole = path.read_bytes()
+    backup = existing(path.parent)[-1].path.read_bytes()
+    page = int.from_bytes(whole[16:18], "big")
+    with path.open("r+b") as file:
+        for number in range(2, min(len(whole), len(backup)) // page):
+            at = number * page
+            if whole[at : at + page] != backup[at : at + page] and whole[at] in (2, 10):
+                file.seek(at)
+                file.write(backup[at : at + page])
+
+
+@pytest.mark.parametrize("harm", [garbage, truncated, emptied, removed, index_torn])
+def test_what_happened_since_the_backup_is_replayed(
+    ledger: Ledger, harm: Callable[[Path], None]
+) -> None:
+    first = NotingWorker(ledger, "a")
+    before = first.claim()
+    take(ledger.store, clock=SystemClock())
+    first.end(before)
+    failed = first.claim()
+    first.end(failed, failure("ValueError: boom", traceback="Traceback ..."))
+    second = NotingWorker(ledger, "b", host="beta")
+    running = second.claim()
+    harm(ledger.store.path)
+
+    done = recover(ledger.folder, clock=SystemClock())
+
+    assert done.problem is not None
+    assert done.quarantine is not None
+    assert harm is removed or (done.quarantine / "ledger.db").exists()
+    assert done.replayed == recovery.Replayed(started=2, ended=2)
+    again = Ledger.open(ledger.folder)
+    assert_consistent(again)
+    assert again.task(before.task).result == {"loss": 0.5}
+    task = again.task(failed.task)
+    assert running.task == failed.task, "another worker took it on"
+    assert (task.state, task.failures) == (TaskState.RUNNING, 1)
+    assert task.attempts[0].traceback == "Traceback ..."
+    assert state_of(again, running.task) is TaskState.RUNNING
+    again.complete(running.token, metrics={})  # its worker lives, and ends it as if nothing was
+    assert state_of(again, running.task) is TaskState.COMPLETED
+
+
+def test_a_whole_ledger_is_left_alone(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    before = ledger.store.path.stat().st_ino
+
+    assert recover(ledger.folder, clock=SystemClock()).problem is None
+    assert ledger.store.path.stat().st_ino == before
+
+    forced = recover(ledger.folder, clock=SystemClock(), force=True)
+    assert forced.backup is not None
+    assert ledger.store.path.stat().st_ino != before
+
+
+def test_late_writers_of_the_old_epoch_are_refused_until_they_look_again(ledger: Ledger) -> None:
+    worker = NotingWorker(ledger, "a")
+    claim = worker.claim()
+    take(ledger.store, clock=SystemClock())
+    garbage(ledger.store.path)
+    assert recover(ledger.folder, clock=SystemClock()).epoch == 2
+
+    with pytest.raises(LedgerReplaced, match="recovered from a backup"):
+        ledger.complete(claim.token)
+    assert state_of(ledger, claim.task) is TaskState.RUNNING
+
+    ledger.reopen()
+    ledger.complete(claim.token)
+    assert state_of(ledger, claim.task) is TaskState.COMPLETED
+    garbage(ledger.store.path)
+    assert recover(ledger.folder, clock=SystemClock()).epoch == 3, "an older backup, a newer epoch"
+
+
+def test_an_attempt_that_nobody_noted_is_refused(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    lost = ledger.register(identity("n" * 8))
+    claim = ledger.claim(lost)
+    assert isinstance(claim, Claim)
+    garbage(ledger.store.path)
+    recover(ledger.folder, clock=SystemClock())
+    ledger.reopen()
+    assert not ledger.is_open(claim.token)
+
+    other = NotingWorker(ledger, "b", host="beta")
+    assert other.claim().task == claim.task
+    with pytest.raises(LeaseLost):
+        ledger.complete(claim.token)
+
+
+def test_a_refused_ending_is_not_replayed(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    slow, quick = NotingWorker(ledger, "a"), NotingWorker(ledger, "b", host="beta")
+    claim = slow.claim()
+    ledger.reap({slow.me.nonce: lambda: True})
+    again = quick.claim()
+    assert again.number == 2
+    slow.diary.ended(claim.token, COMPLETED, at=3.0)
+    slow.diary.refused(claim.token, at=3.0)
+    garbage(ledger.store.path)
+    recover(ledger.folder, clock=SystemClock())
+
+    task = Ledger.open(ledger.folder).task(claim.task)
+    assert (task.state, [attempt.number for attempt in task.attempts]) == (TaskState.RUNNING, [2])
+
+
+def test_tasks_that_no_backup_has_are_named(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    ledger.add_sweep(spec(name="later", points=1, priority=5))
+    worker = NotingWorker(ledger, "a")
+    worker.end(worker.claim())
+    garbage(ledger.store.path)
+
+    assert recover(ledger.folder, clock=SystemClock()).replayed.unknown == ("later_0_0",)
+
+
+def test_a_damaged_backup_is_passed_over(ledger: Ledger) -> None:
+    good = take(ledger.store, clock=SystemClock())
+    ledger.pause("exp")
+    bad = take(ledger.store, clock=SystemClock())
+    garbage(bad.path)
+    garbage(ledger.store.path)
+
+    done = recover(ledger.folder, clock=SystemClock())
+    assert done.backup is not None
+    assert done.backup.path == good.path
+    assert bad.path.exists(), "nothing is ever deleted by a recovery"
+
+
+def test_without_a_good_backup_nothing_is_touched(ledger: Ledger) -> None:
+    garbage(ledger.store.path)
+    before = ledger.store.path.read_bytes()
+
+    with pytest.raises(Unavailable, match=r"no good backup.*nothing was changed"):
+        recover(ledger.folder, clock=SystemClock())
+    assert ledger.store.path.read_bytes() == before
+    assert not (ledger.folder / "damaged").exists()
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_recovery_that_was_killed_is_finished_by_the_next(
+    ledger: Ledger, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = NotingWorker(ledger, "a")
+    take(ledger.store, clock=SystemClock())
+    worker.end(worker.claim())
+    garbage(ledger.store.path)
+    hot = ledger.folder / "ledger.db-journal"
+    hot.write_bytes(bytes.fromhex("d9d505f920a163d7") + b"\xff" * 504)
+    moves = iter(range(100))
+    genuine_rename, genuine_copy = Path.rename, shutil.copyfile
+
+    def rename(path: Path, target: Path) -> Path:
+        if next(moves) == step:
+            raise KeyboardInterrupt
+        return genuine_rename(path, target)
+
+    def copyfile(source: Path, target: Path) -> Path:
+        if next(moves) == step:
+            target.write_bytes(source.read_bytes()[:1000])
+            target.with_name(target.name + "-journal").write_bytes(b"hot")
+            raise KeyboardInterrupt
+        return genuine_copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        patch.setattr(shutil, "copyfile", copyfile)
+        try:
+            recover(ledger.folder, clock=SystemClock())
+            assert step >= 3, "there are three or four moves"
+        except KeyboardInterrupt:
+            recover(ledger.folder, clock=SystemClock())
+
+    again = Ledger.open(ledger.folder)
+    assert_consistent(again)
+    assert again.snapshot().counts.completed == 1
+    kept = [path.read_bytes() for path in (ledger.folder / "damaged").glob("*/ledger.db")]
+    assert any(content.startswith(b"this is no database") for content in kept)
+    assert not any((ledger.folder).glob("ledger.db.recovered*"))
+
+
+# --- backups ----------------------------------------------------------------------------------
+
+
+def test_a_backup_of_a_damaged_ledger_is_none(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    index_page_lost(ledger.store.path)
+    with pytest.raises(LedgerDamaged):
+        take(ledger.store, clock=SystemClock())
+    assert len(existing(ledger.folder)) == 1
+
+
+def index_page_lost(path: Path) -> None:
+    whole = path.read_bytes()
+    page = int.from_bytes(whole[16:18], "big")
+    leaf = next(at for at in range(page, len(whole), page) if whole[at] == 10 and whole[at + 4])
+    with path.open("r+b") as file:  # an index leaf that says it has no cells
+        file.seek(leaf + 3)
+        file.write(b"\x00\x00")
+
+
+def test_after_a_crash_the_ledger_is_checked_before_it_is_used(ledger: Ledger) -> None:
+    """A journal that waits for its rollback says that somebody died in a transaction."""
+    index_page_lost(ledger.store.path)
+    ledger.snapshot()  # without a crash nobody pays for a check
+    journal = ledger.folder / "ledger.db-journal"
+    with journal.open("r+b") as file:
+        file.write(bytes.fromhex("d9d505f920a163d7"))
+
+    with pytest.raises(LedgerDamaged, match="after a crash") as caught:
+        ledger.snapshot()
+    assert "gpuledger recover" in (caught.value.hint or "")
+    assert caught.value.exit_code == 74
+
+
+def test_the_last_ten_and_hourly_ones_are_kept(ledger: Ledger) -> None:
+    folder = ledger.folder / "backups"
+    folder.mkdir()
+    for change in range(60 * 30):  # every minute, thirty hours
+        hour, minute = divmod(change, 60)
+        day, hour = divmod(hour, 24)
+        (folder / f"202601{day + 1:02}T{hour:02}{minute:02}00Z-1-{change}.db").touch()
+
+    backups.prune(folder)
+
+    kept = sorted(backup.change for backup in existing(ledger.folder))
+    assert kept[-10:] == list(range(1790, 1800))
+    assert kept[:-10] == [60 * hour for hour in range(6, 30)]
+
+
+def test_diaries_older_than_every_backup_are_removed(ledger: Ledger) -> None:
+    old, young = NotingWorker(ledger, "a"), NotingWorker(ledger, "b", host="beta")
+    old.end(old.claim())
+    os.utime(old.diary.path, (1, 1))
+    take(ledger.store, clock=SystemClock())
+    young.end(young.claim())
+    take(ledger.store, clock=SystemClock())
+
+    assert not old.diary.path.exists()
+    assert young.diary.path.exists()
