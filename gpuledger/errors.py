@@ -6,6 +6,7 @@
   - UnknownTask      no task, sweep or worker has that name        exit 65
   - NoLedger         no ledger folder here or above                exit 66
   - Unavailable      a needed thing (GPU, program) is missing      exit 69
+  - NotShared        two hosts on one ledger without a shared lock exit 69
   - LedgerTooNew     written by a newer gpuledger                  exit 69
   - LedgerDamaged    SQLite says the file is malformed             exit 74
   - LedgerBusy       another process held the lock all the time    exit 75
@@ -69,6 +70,12 @@ class NoLedger(LedgerError):
 
 class Unavailable(LedgerError):
     """Something that is needed is missing: a GPU, a program, a library."""
+
+    exit_code: ClassVar[int] = 69
+
+
+class NotShared(LedgerError):
+    """Hosts that share no lock must not work on one ledger at the same time."""
 
     exit_code: ClassVar[int] = 69
 

@@ -69,6 +69,10 @@ class Ledger:
         self.heartbeat_s: float = row["heartbeat_s"]
         self.store.epoch = row["epoch"]
 
+    def now(self) -> float:
+        """Return the time as this ledger's verbs write it down."""
+        return self._clock.now()
+
     @classmethod
     def open(cls, folder: Path, *, lock_timeout_s: float = 60.0) -> Ledger:
         """Open the ledger at `folder`; raise NoLedger when there is none."""

@@ -308,6 +308,28 @@ def spawn_worker(
     return WorkerProcess(_Child(popen))
 
 
+def probe(job: str, path: Path, *, timeout_s: float) -> str | None:
+    """Return what `gpuledger.probe` says of a path; None when it did not answer in time.
+
+    What hangs in the kernel cannot be killed; it is left behind and ends when it can.
+    """
+    popen = _popen(
+        [sys.executable, "-m", "gpuledger.probe", job, str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path("/"),
+        env=None,
+        own_session=False,
+        when_parent_dies=signal.SIGKILL,
+    )
+    try:
+        return popen.communicate(timeout=timeout_s)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        popen.kill()
+        return None
+
+
 def run_hook(
     command: str, message: str, *, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> str | None:

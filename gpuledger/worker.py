@@ -22,6 +22,7 @@ from gpuledger.errors import (
     LedgerUnreachable,
     NoLedger,
     NotAllowed,
+    NotShared,
     Unavailable,
 )
 from gpuledger.heartbeat import beat_path, written_at
@@ -89,6 +90,7 @@ class Tools:
         environ: The environment that tasks inherit.
         pulse: Starts the signs of life of a registered worker.
         identify: Returns a fresh identity for this process.
+        admit: Raises NotShared when a live worker of another host shares no lock with this one.
     """
 
     signals: Signals
@@ -97,6 +99,7 @@ class Tools:
     environ: Mapping[str, str]
     pulse: Callable[[WorkerIdentity], Pulse]
     identify: Callable[[], WorkerIdentity]
+    admit: Callable[[], None] = lambda: None
 
 
 class Worker:
@@ -120,6 +123,8 @@ class Worker:
         self._attempts_run = 0
         self._cool_downs = 0
         self._live: tuple[WorkerIdentity, ...] = ()
+        self._hosts: set[str] = set()
+        self._unwelcome = False
         self._live_seen: int | None = None
         self._live_at_s = self._looked_at_s = -LOOK_AGAIN_S
         self._nudge = ledger.store.last_nudge()
@@ -209,6 +214,8 @@ class Worker:
     def _is_leaving(self) -> bool:
         signals = self._signals
         limit = self._options.max_tasks
+        if self._unwelcome:
+            return True
         if limit is not None and self._attempts_run >= limit:
             return True
         return bool(signals.interrupts or signals.terminates or signals.drain)
@@ -275,6 +282,19 @@ class Worker:
             self._live = self.ledger.live_workers()
             self._live_seen = changes
             self.ledger.store.expect_crowd(len(self._live))
+            self._look_for_strangers()
+
+    def _look_for_strangers(self) -> None:
+        """Leave, after the running task, when a host has come that shares no lock with this one."""
+        hosts = {worker.machine.partition(":")[0] for worker in self._live}
+        if hosts == self._hosts:
+            return
+        try:
+            self._tools.admit()
+            self._hosts = hosts
+        except NotShared as error:
+            self._say(f"{error}; leaving")
+            self._unwelcome = True
 
     # --- one attempt --------------------------------------------------------------------------
 

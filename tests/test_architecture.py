@@ -19,6 +19,8 @@ RANK = {
     "task": 0,  # in users' scripts: the same
     "model": 1,
     "schema": 1,
+    "mounts": 1,
+    "findings": 1,
     "locks": 1,
     "sweep_values": 1,
     "sweep_words": 2,
@@ -37,6 +39,7 @@ RANK = {
     "signals": 2,
     "traceback_reader": 2,
     "display": 2,
+    "probe": 3,
     "queries": 3,
     "operations": 4,
     "claims": 5,
@@ -44,14 +47,17 @@ RANK = {
     "ledger": 7,
     "recovery": 7,
     "hook": 7,
+    "hosts": 9,
+    "checkup": 8,
+    "peer": 8,
     "lookout": 7,
     "pulse": 7,
     "runner": 7,
     "fleet": 7,
     "worker": 8,
-    "cli": 9,
+    "cli": 10,
     "__init__": 1,  # imports task
-    "__main__": 10,
+    "__main__": 11,
 }
 SAME_RANK_ALLOWED = {("display", "display"), ("cli", "cli")}
 
@@ -104,6 +110,11 @@ OWNERS = {
         "store",
         "backups",
         "recovery",
+        "hosts",
+        # These ask ledgers of their own making, to try a disk or another host.
+        "checkup",
+        "peer",
+        "probe",
     },
     re.compile(r"\bsqlite3\.connect\("): {"store"},
     re.compile(r"\bfilelock\b"): {"locks"},

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "set": "change",
     "pause": "sweeps",
     "resume": "sweeps",
+    "doctor": "doctor",
     "backup": "rescue",
     "recover": "rescue",
 }

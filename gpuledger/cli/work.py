@@ -79,6 +79,10 @@ def work(
             help="Shell command to run after each failed attempt, its JSON on standard input.",
         ),
     ] = None,
+    unsafe: Annotated[
+        bool,
+        typer.Option("--unsafe", help="Work beside another host even where no lock is shared."),
+    ] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run commands of a ledger that others can write to.")
     ] = False,
@@ -102,6 +106,7 @@ def work(
     options += ["--wait"] if wait else []
     options += [f"--on-failure={on_failure}"] if on_failure is not None else []
     options += ["--trust"] if trust else []
+    options += ["--unsafe"] if unsafe else []
     if len(devices) > 1:
         raise typer.Exit(work_on_all(folder, devices, options))
     code = work_on(
@@ -111,6 +116,7 @@ def work(
         max_tasks=max_tasks,
         stay=wait,
         on_failure=on_failure,
+        unsafe=unsafe,
     )
     raise typer.Exit(code)
 
@@ -159,9 +165,11 @@ def work_on(
     max_tasks: int | None = None,
     stay: bool = False,
     on_failure: str | None = None,
+    unsafe: bool = False,
 ) -> int:
     """Be one worker; return the exit code."""
     from gpuledger.clock import SystemClock
+    from gpuledger.hosts import require_shared_locks
     from gpuledger.ledger import Ledger
     from gpuledger.model import GpuView, WorkerIdentity
     from gpuledger.process import become_subreaper, host_name, pid_start, this_machine
@@ -170,6 +178,7 @@ def work_on(
     from gpuledger.worker import Tools, Worker, WorkerOptions
 
     ledger = Ledger.open(folder, lock_timeout_s=5.0)
+    require_shared_locks(ledger, unsafe=unsafe)
     clock = SystemClock()
 
     def identify() -> WorkerIdentity:
@@ -209,6 +218,7 @@ def work_on(
             environ=dict(os.environ),
             pulse=pulse,
             identify=identify,
+            admit=lambda: require_shared_locks(ledger, unsafe=unsafe),
         )
         options = WorkerOptions(
             sweeps=sweeps, max_tasks=max_tasks, stay=stay, on_failure=on_failure
