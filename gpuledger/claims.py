@@ -227,9 +227,13 @@ def nothing_for(
     )
 
 
-def stand_back(db: sqlite3.Connection, nonce: str, why: str | None) -> None:
+def stand_back(db: sqlite3.Connection, nonce: str, why: str | None, *, now: float) -> None:
     """Record that a worker claims nothing for now, and why; see `Ledger.stand_back`."""
-    db.execute(
-        "UPDATE worker SET details = json_set(details, '$.stands_back', ?) WHERE nonce = ?",
+    row = db.execute(
+        "UPDATE worker SET details = json_set(details, '$.stands_back', ?)"
+        " WHERE nonce = ? AND ended_at IS NULL RETURNING name",
         (why, nonce),
-    )
+    ).fetchone()
+    if row is not None:
+        kind = "worker_ready" if why is None else "worker_stands_back"
+        record_event(db, kind, at=now, worker=row["name"], reason=why)

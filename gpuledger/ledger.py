@@ -228,7 +228,10 @@ class Ledger:
 
         Nobody keeps a failed task for a worker that stands back.
         """
-        self.store.write(lambda db: claims.stand_back(db, nonce, why), operation="stand back")
+        now = self._clock.now()
+        self.store.write(
+            lambda db: claims.stand_back(db, nonce, why, now=now), operation="stand back"
+        )
 
     def live_workers(self) -> tuple[WorkerIdentity, ...]:
         """Return the workers that have neither left nor been reaped."""

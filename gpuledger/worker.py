@@ -54,6 +54,10 @@ LOOK_AGAIN_S = 5.0
 HASTY_LOCK_S = 2.0
 """How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
 
+SOON_S = 0.1
+QUIET_S = 2.0
+"""The memory of the last task needs a moment to come back: that is not worth a word."""
+
 STAND_BACK_S = 10.0
 """A worker whose GPUs are not ready for so long says so in the ledger: nobody waits for it."""
 
@@ -196,7 +200,7 @@ class Worker:
             if not self._gpus_are_ready():
                 if self._is_nothing_left():
                     return None
-                self._signals.wait(IDLE_POLL_S)
+                self._signals.wait(SOON_S if self._told is None else IDLE_POLL_S)
                 continue
             try:
                 found = self._patiently(
@@ -225,7 +229,9 @@ class Worker:
     def _is_done(self, found: NothingToDo) -> bool:
         """Tell whether nothing can come back; waiting tasks of paused sweeps may."""
         if self._options.stay or found.pending or found.running or found.held:
-            self._pulse.note("no pending task fits" if self._is_too_much(found) else None)
+            if self._told is None:
+                unfit = found.misfits and not found.pending
+                self._pulse.note("no pending task fits" if unfit else None)
             return False
         for sweep, why in found.misfits.items():
             self._say(f"the pending tasks of {sweep} are not for this worker: it {why}")
@@ -249,10 +255,6 @@ class Worker:
             if self._reap() or self.ledger.store.change_counter() != seen:
                 return
 
-    @staticmethod
-    def _is_too_much(found: NothingToDo) -> bool:
-        return bool(found.misfits) and not found.pending
-
     # --- the GPUs -----------------------------------------------------------------------------
 
     def _gpus_are_ready(self) -> bool:
@@ -260,15 +262,18 @@ class Worker:
         if self._gpus is None:
             return True
         standing = self._gpus.standing(self._sharers())
-        self._show(standing)
         now_s = self._tools.clock.boottime()
         if standing.closed is None:
             self._not_ready_s = None
+            self._show(standing)
             self._stand_back(None)
             return True
         if self._not_ready_s is None:
             self._not_ready_s = now_s
-        if standing.lost or now_s - self._not_ready_s > STAND_BACK_S:
+        waited_s = now_s - self._not_ready_s
+        if standing.lost or waited_s > QUIET_S:
+            self._show(standing)
+        if standing.lost or waited_s > STAND_BACK_S:
             self._stand_back(standing.closed)
         return False
 
@@ -284,7 +289,7 @@ class Worker:
             self._pulse.note(note)
         if note == self._told:
             return
-        if note is not None and (self._told is None or note.split()[0] != self._told.split()[0]):
+        if note is not None and _without_numbers(note) != _without_numbers(self._told or ""):
             self._say(f"{note}; {'claiming nothing' if standing.closed else 'going on'}")
         elif note is None:
             self._say("the GPU can take the next task")
@@ -583,3 +588,8 @@ class Worker:
 
     def _say(self, line: str) -> None:
         self._tools.say(line)
+
+
+def _without_numbers(text: str) -> str:
+    """Return what makes a sentence worth saying again: not that a process took 2 MB more."""
+    return "".join(char for char in text if not char.isdigit() and char != ".")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuledger.display.lines import event_line
 from gpuledger.errors import BadSweepFile
 from gpuledger.ledger import Ledger
 from gpuledger.model import (
@@ -204,6 +205,9 @@ def test_a_failed_task_is_not_kept_for_a_worker_that_stands_back(tmp_path: Path)
     assert isinstance(again, Claim)
     ledger.release(again.token)
     ledger.stand_back(large.nonce, None)
+    told = [event_line(event) for event in ledger.events()]
+    assert sum("alpha:large claims nothing for now: GPU 0 is gone" in line for line in told) == 1
+    assert sum("alpha:large claims tasks again" in line for line in told) == 1
     assert isinstance(ledger.claim(mine), NothingToDo)
 
 
