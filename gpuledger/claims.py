@@ -21,6 +21,7 @@ from gpuledger.model import (
     settings_from_json,
 )
 from gpuledger.operations import record_event
+from gpuledger.resources import misfit
 
 FIRST_PENDING = (
     "SELECT id, priority, failures FROM task WHERE sweep_id = ? AND state = 'pending'"
@@ -66,7 +67,7 @@ def claim(
         return claim_of(db, mine["task_id"], mine["number"], worker.nonce)
     task_id = _first_pending(db, worker, sweeps, now=now)
     if task_id is None:
-        return _nothing(db, sweeps)
+        return nothing_for(db, worker, sweeps)
     number = db.execute(
         "INSERT INTO attempt (task_id, number, worker, nonce, gpu_memory_mib, started_at)"
         " SELECT :task, COALESCE(MAX(number), 0) + 1, :worker, :nonce, :memory, :now"
@@ -133,7 +134,7 @@ def _first_pending(
 ) -> int | None:
     """Return the id of the task that `worker` should take, or None."""
     heads: list[tuple[int, int, int]] = []
-    for sweep in _claimable_sweeps(db, sweeps):
+    for sweep in _claimable_sweeps(db, worker, sweeps):
         head = db.execute(FIRST_PENDING + " LIMIT 1", (sweep["id"],)).fetchone()
         if head is not None:
             heads.append((-head["priority"], head["id"], sweep["id"]))
@@ -144,12 +145,21 @@ def _first_pending(
     return None
 
 
-def _claimable_sweeps(db: sqlite3.Connection, sweeps: Sequence[str]) -> Iterable[sqlite3.Row]:
+def _claimable_sweeps(
+    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]
+) -> Iterable[sqlite3.Row]:
+    """Return the sweeps with pending tasks that this worker may take, by what they need."""
     rows = db.execute(
-        "SELECT sweep.id, sweep.name FROM sweep JOIN task_count ON sweep_id = sweep.id"
+        "SELECT sweep.id, sweep.name, sweep.settings FROM sweep"
+        " JOIN task_count ON sweep_id = sweep.id"
         " WHERE task_count.state = 'pending' AND n > 0 AND paused IS NULL"
     ).fetchall()
-    return [row for row in rows if not sweeps or row["name"] in sweeps]
+    return [
+        row
+        for row in rows
+        if (not sweeps or row["name"] in sweeps)
+        and misfit(settings_from_json(row["settings"]), worker) is None
+    ]
 
 
 def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now: float) -> bool:
@@ -172,31 +182,39 @@ def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now
             (task_id, task["forgiven_until"]),
         )
     ]
+    settings = settings_from_json(task["settings"])
     others = [
-        Candidate(name=row["name"], gpu_memory_mib=row["gpu_memory_mib"])
-        for row in db.execute(
-            "SELECT name, gpu_memory_mib FROM worker WHERE ended_at IS NULL AND nonce <> ?",
-            (worker.nonce,),
-        )
+        Candidate(name=other.name, gpu_memory_mib=other.gpu_memory_mib)
+        for other in queries.able_workers(db)
+        if other.nonce != worker.nonce and misfit(settings, other) is None
     ]
     return may_run_on(
         Candidate(name=worker.name, gpu_memory_mib=worker.gpu_memory_mib),
         past,
         others=others,
-        avoid_s=settings_from_json(task["settings"]).avoid_s,
+        avoid_s=settings.avoid_s,
     )
 
 
-def _nothing(db: sqlite3.Connection, sweeps: Sequence[str]) -> NothingToDo:
+def nothing_for(
+    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]
+) -> NothingToDo:
+    """Count what could still come to a worker; see `Ledger.outlook`."""
     pending = running = held = 0
     broken: list[str] = []
+    misfits: dict[str, str] = {}
     for row in db.execute(
-        "SELECT name, paused_by, state, n FROM sweep JOIN task_count ON sweep_id = sweep.id"
+        "SELECT name, settings, paused_by, state, n FROM sweep"
+        " JOIN task_count ON sweep_id = sweep.id"
         " WHERE n > 0 AND state IN ('pending', 'running')"
     ):
         if sweeps and row["name"] not in sweeps:
             continue
-        if row["state"] == "running":
+        problem = misfit(settings_from_json(row["settings"]), worker)
+        if problem is not None:
+            if row["state"] == "pending":
+                misfits[row["name"]] = problem
+        elif row["state"] == "running":
             running += row["n"]
         elif row["paused_by"] == "operator":
             held += row["n"]
@@ -204,4 +222,18 @@ def _nothing(db: sqlite3.Connection, sweeps: Sequence[str]) -> NothingToDo:
             broken.append(row["name"])
         else:
             pending += row["n"]
-    return NothingToDo(pending=pending, running=running, held=held, broken=tuple(broken))
+    return NothingToDo(
+        pending=pending, running=running, held=held, broken=tuple(broken), misfits=misfits
+    )
+
+
+def stand_back(db: sqlite3.Connection, nonce: str, why: str | None, *, now: float) -> None:
+    """Record that a worker claims nothing for now, and why; see `Ledger.stand_back`."""
+    row = db.execute(
+        "UPDATE worker SET details = json_set(details, '$.stands_back', ?)"
+        " WHERE nonce = ? AND ended_at IS NULL RETURNING name",
+        (why, nonce),
+    ).fetchone()
+    if row is not None:
+        kind = "worker_ready" if why is None else "worker_stands_back"
+        record_event(db, kind, at=now, worker=row["name"], reason=why)

@@ -25,6 +25,7 @@ from gpuledger.model import (
     state_after,
 )
 from gpuledger.operations import record_event
+from gpuledger.resources import misfit
 
 STREAK_KEPT = 64
 """Failed tasks a sweep remembers since its last success; more would change nothing."""
@@ -38,7 +39,7 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
     closed = db.execute(
         "UPDATE attempt SET outcome = :outcome, ended_at = :now, duration_s = :duration,"
         " counted = :counted, exit_code = :exit_code, signal = :signal, error = :error,"
-        " traceback = :traceback, metrics = :metrics"
+        " traceback = :traceback, metrics = :metrics, memory_peak_mib = :memory_peak"
         " WHERE task_id = :task AND number = :number AND nonce = :nonce"
         " AND outcome IS NULL",
         {
@@ -51,6 +52,7 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
             "error": ending.error,
             "traceback": ending.traceback,
             "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
+            "memory_peak": ending.memory_peak_mib,
             "task": task["id"],
             "number": token.number,
             "nonce": token.nonce,
@@ -138,11 +140,13 @@ def _complete_late(
     """Accept the success of a worker thought dead, while nobody else took the task."""
     db.execute(
         "UPDATE attempt SET outcome = 'completed', ended_at = ?, duration_s = ?,"
-        " exit_code = 0, error = NULL, metrics = ? WHERE task_id = ? AND number = ?",
+        " exit_code = 0, error = NULL, metrics = ?, memory_peak_mib = ?"
+        " WHERE task_id = ? AND number = ?",
         (
             now,
             ending.duration_s,
             json.dumps(dict(ending.metrics)) if ending.metrics else None,
+            ending.memory_peak_mib,
             task["id"],
             token.number,
         ),
@@ -205,8 +209,10 @@ def _judge(
     if ending.outcome not in COUNTED_AS_FAILURE:
         return ended
     me = db.execute("SELECT name FROM worker WHERE nonce = ?", (token.nonce,)).fetchone()
-    live = frozenset(
-        row["name"] for row in db.execute("SELECT name FROM worker WHERE ended_at IS NULL")
+    live = frozenset(  # those that may run it: the others say nothing about the sweep
+        worker.name
+        for worker in queries.able_workers(db)
+        if worker.name == me["name"] or misfit(settings, worker) is None
     )
     reason = _note_failure(db, task, me["name"], ending, live, settings)
     if reason is not None:

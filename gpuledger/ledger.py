@@ -160,6 +160,7 @@ class Ledger:
         *,
         metrics: Mapping[str, Any] | None = None,
         duration_s: float | None = None,
+        memory_peak_mib: int | None = None,
         then: WorkerIdentity | None = None,
         sweeps: Sequence[str] = (),
     ) -> Ended:
@@ -169,7 +170,11 @@ class Ledger:
             LeaseLost: Somebody else ended the attempt; nothing was recorded.
         """
         ending = Ending(
-            outcome=Outcome.COMPLETED, exit_code=0, metrics=metrics or {}, duration_s=duration_s
+            outcome=Outcome.COMPLETED,
+            exit_code=0,
+            metrics=metrics or {},
+            duration_s=duration_s,
+            memory_peak_mib=memory_peak_mib,
         )
         return self._end_and_claim(token, ending, then, sweeps, "complete")
 
@@ -187,9 +192,9 @@ class Ledger:
         return self._end_and_claim(token, ending, then, sweeps, "fail")
 
     def release(self, token: Token, ending: Ending | None = None) -> Ended:
-        """Give the attempt back, uncounted: interrupted, or cancelled by an operator."""
+        """Give the attempt back: interrupted, cancelled by an operator, or lost with its GPU."""
         ending = ending or Ending(outcome=Outcome.INTERRUPTED)
-        if ending.outcome not in (Outcome.INTERRUPTED, Outcome.CANCELLED):
+        if ending.outcome not in (Outcome.INTERRUPTED, Outcome.CANCELLED, Outcome.LOST):
             raise ValueError(f"release() gives back, got {ending.outcome}")
         return self._end_and_claim(token, ending, None, (), "release")
 
@@ -229,6 +234,20 @@ class Ledger:
             return tuple(lost)
 
         return self.store.write(change, operation="reap") if dead else ()
+
+    def outlook(self, worker: WorkerIdentity, *, sweeps: Sequence[str] = ()) -> NothingToDo:
+        """Return what could still come to a worker that does not claim now; see `claim`."""
+        return self.store.read(lambda db: claims.nothing_for(db, worker, sweeps))
+
+    def stand_back(self, nonce: str, why: str | None) -> None:
+        """Record that a live worker claims nothing for now, or (None) that it claims again.
+
+        Nobody keeps a failed task for a worker that stands back.
+        """
+        now = self._clock.now()
+        self.store.write(
+            lambda db: claims.stand_back(db, nonce, why, now=now), operation="stand back"
+        )
 
     def live_workers(self) -> tuple[WorkerIdentity, ...]:
         """Return the workers that have neither left nor been reaped."""

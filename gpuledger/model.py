@@ -72,6 +72,10 @@ class RunSettings:
         log_limit_bytes: An attempt whose log grows beyond this is ended.
         pause_after: The sweep is paused when this many different tasks failed in a row, without
             one success, and every live worker failed some of them; 0 means never.
+        gpus: How many a task needs; 0 is for workers on the CPU, None for those on the CPU or
+            on one GPU.
+        min_memory_mib: Memory that each of its GPUs must have; None means any.
+        gpu_name: Regular expression that the GPU's name contains, any case; None means any.
     """
 
     command: tuple[str, ...]
@@ -86,6 +90,9 @@ class RunSettings:
     no_retry_codes: tuple[int, ...] = ()
     log_limit_bytes: int = 1 << 30
     pause_after: int = 5
+    gpus: int | None = None
+    min_memory_mib: int | None = None
+    gpu_name: str | None = None
 
 
 def settings_to_json(settings: RunSettings) -> str:
@@ -227,12 +234,15 @@ class NothingToDo:
         running: Tasks that others run; they may come back.
         held: Pending tasks of sweeps that an operator paused.
         broken: Names of the sweeps with pending tasks that gpuledger paused.
+        misfits: By name, why this worker cannot take the pending tasks of other sweeps; these
+            count in none of the numbers above.
     """
 
     pending: int = 0
     running: int = 0
     held: int = 0
     broken: tuple[str, ...] = ()
+    misfits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +280,7 @@ class Ending:
         metrics: The last values the script reported.
         duration_s: How long it ran, on the worker's clock.
         fatal: Another attempt makes no sense (`gpuledger.Fatal`, `no_retry_codes`).
+        memory_peak_mib: The most memory it was seen to use on one GPU, or None.
     """
 
     outcome: Outcome
@@ -280,6 +291,7 @@ class Ending:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     duration_s: float | None = None
     fatal: bool = False
+    memory_peak_mib: int | None = None
 
 
 def state_after(
@@ -465,6 +477,7 @@ class SweepView:
         paused: Why nothing of it is claimed, or None.
         mean_s: Mean duration of its completed attempts, or None.
         eta_s: Seconds until nothing of it is left, or None when unknown.
+        misfit: Why none of the live workers can take its pending tasks, or None.
     """
 
     name: str
@@ -473,11 +486,12 @@ class SweepView:
     paused: str | None = None
     mean_s: float | None = None
     eta_s: float | None = None
+    misfit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuView:
-    """One GPU as its worker last saw it; None means NVML did not say."""
+    """One GPU as its worker last saw it; None means NVML did not say, `problem` may tell why."""
 
     index: str
     name: str | None = None
@@ -486,6 +500,7 @@ class GpuView:
     utilisation_percent: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -572,7 +587,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
-    """One attempt, whole; `log` is the absolute path of its log file."""
+    """One attempt, whole; `log` is the absolute path of its log file.
+
+    `memory_peak_mib` is the most it was seen to use on one GPU, `gpu_memory_mib` what there was
+    of that; None when unknown.
+    """
 
     number: int
     worker: str
@@ -586,6 +605,8 @@ class AttemptRecord:
     traceback: str | None
     metrics: Mapping[str, Any]
     log: str
+    memory_peak_mib: int | None = None
+    gpu_memory_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

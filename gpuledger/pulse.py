@@ -86,6 +86,8 @@ class Pulse:
 
     def note(self, text: str | None) -> None:
         """Show a few words beside the worker in `status`."""
+        if text == self._doing.note:
+            return
         self._doing = replace(self._doing, note=text)
         self._pacemaker.beat_soon()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from gpuledger.model import (
     WorkerView,
     settings_from_json,
 )
+from gpuledger.resources import no_worker_fits
 
 PAGE = 2000
 """Tasks read in one transaction: a few tens of milliseconds."""
@@ -199,6 +200,8 @@ def _attempt_record(row: sqlite3.Row, runs: Path) -> AttemptRecord:
         traceback=row["traceback"],
         metrics=json.loads(row["metrics"]) if row["metrics"] else {},
         log=str(runs / f"attempt-{row['number']}.log"),
+        memory_peak_mib=row["memory_peak_mib"],
+        gpu_memory_mib=row["gpu_memory_mib"],
     )
 
 
@@ -211,7 +214,8 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
     sweeps = db.execute(
         "SELECT * FROM sweep WHERE :only IS NULL OR id = :only ORDER BY id", {"only": only}
     ).fetchall()
-    views = tuple(_sweep_view(db, row) for row in sweeps)
+    able = able_workers(db)
+    views = tuple(_sweep_view(db, row, able) for row in sweeps)
     recent = db.execute(
         "SELECT COUNT(*) AS n FROM attempt WHERE outcome = 'completed' AND ended_at > ?",
         (now - HOUR_S,),
@@ -227,7 +231,9 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
     )
 
 
-def _sweep_view(db: sqlite3.Connection, row: sqlite3.Row) -> SweepView:
+def _sweep_view(
+    db: sqlite3.Connection, row: sqlite3.Row, able: Sequence[WorkerIdentity]
+) -> SweepView:
     counts = {
         count["state"]: count["n"]
         for count in db.execute("SELECT state, n FROM task_count WHERE sweep_id = ?", (row["id"],))
@@ -239,7 +245,17 @@ def _sweep_view(db: sqlite3.Connection, row: sqlite3.Row) -> SweepView:
         created_at=row["created_at"],
         paused=row["paused"],
         mean_s=mean_s,
+        misfit=_misfit(row, counts, able),
     )
+
+
+def _misfit(
+    row: sqlite3.Row, counts: Mapping[str, int], able: Sequence[WorkerIdentity]
+) -> str | None:
+    """Return why no worker takes the pending tasks of a sweep, as far as what it needs goes."""
+    if not counts.get("pending") or row["paused"] is not None:
+        return None
+    return no_worker_fits(settings_from_json(row["settings"]), able)
 
 
 def _worker_views(db: sqlite3.Connection) -> list[WorkerView]:
@@ -347,18 +363,33 @@ def _eta_s(view: SweepView, workers: Sequence[WorkerView]) -> float | None:
 def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
     """Return the workers that have neither left nor been reaped."""
     return tuple(
-        WorkerIdentity(
-            nonce=row["nonce"],
-            name=row["name"],
-            host=row["host"],
-            machine=row["machine"],
-            pid=row["pid"],
-            pid_start=row["pid_start"],
-            gpus=tuple(json.loads(row["gpus"])),
-            gpu_memory_mib=row["gpu_memory_mib"],
-            gpu_name=row["gpu_name"],
-        )
+        _identity(row)
         for row in db.execute("SELECT * FROM worker WHERE ended_at IS NULL ORDER BY name")
+    )
+
+
+def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
+    """Return the live workers but for those that stand back: their GPU is lost, or not free."""
+    return tuple(
+        _identity(row)
+        for row in db.execute(
+            "SELECT * FROM worker WHERE ended_at IS NULL"
+            " AND json_extract(details, '$.stands_back') IS NULL ORDER BY name"
+        )
+    )
+
+
+def _identity(row: sqlite3.Row) -> WorkerIdentity:
+    return WorkerIdentity(
+        nonce=row["nonce"],
+        name=row["name"],
+        host=row["host"],
+        machine=row["machine"],
+        pid=row["pid"],
+        pid_start=row["pid_start"],
+        gpus=tuple(json.loads(row["gpus"])),
+        gpu_memory_mib=row["gpu_memory_mib"],
+        gpu_name=row["gpu_name"],
     )
 
 

@@ -58,6 +58,7 @@ class Surroundings:
         started: Called with the task's processes once they run, for the guard.
         environ: The worker's environment.
         clock: This machine's.
+        gpu_lost: Which GPU of the task has been gone for a while, or None.
     """
 
     worker: WorkerIdentity
@@ -68,6 +69,7 @@ class Surroundings:
     started: Callable[[RunningTask], None]
     environ: Mapping[str, str]
     clock: Clock
+    gpu_lost: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,15 @@ def environment(
         "GPULEDGER_REPORT": str(files.report),
         "GPULEDGER_WORKER": worker.name,
         "GPULEDGER_MARK": mark(claim),
+        **_memory(worker),
     }
+
+
+def _memory(worker: WorkerIdentity) -> dict[str, str]:
+    """Return what tells a task how much GPU memory it has: all of it, or its share."""
+    if worker.gpu_memory_mib is None:
+        return {}
+    return {"GPULEDGER_MEMORY_MIB": str(worker.gpu_memory_mib)}
 
 
 def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
@@ -242,6 +252,9 @@ def _asked_to_end(claim: Claim, around: Surroundings) -> Verdict | None:
             error="cancelled by an operator",
             grace_s=claim.settings.kill_grace_s,
         )
+    lost = around.gpu_lost()
+    if lost is not None:
+        return Verdict(outcome=Outcome.LOST, error=lost, grace_s=grace_s)
     return None
 
 

@@ -14,12 +14,13 @@ SQLITE_MOST = 2**63
 LONGEST_NUMBER = 100
 TOP_KEYS = (
     "name", "command", "seeds", "method", "samples", "sampler_seed", "order", "parameters", "zip",
-    "exclude", "include", "run",
+    "exclude", "include", "run", "resources",
 )  # fmt: skip
 RUN_KEYS = (
     "workdir", "timeout", "max_attempts", "max_losses", "kill_grace", "silence_timeout", "avoid",
     "no_retry_codes", "log_limit", "pause_after", "env", "priority",
 )  # fmt: skip
+RESOURCE_KEYS = ("gpus", "min_memory", "gpu_name")
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?"
                       r"(?:(\d+(?:\.\d+)?)s)?")  # fmt: skip
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?")
@@ -77,6 +78,8 @@ def known_keys(table: Mapping[str, Any], known: Sequence[str], prefix: str) -> N
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             if key in RUN_KEYS and not prefix:
                 hint = f"{key} belongs under [run]"
+            elif key in RESOURCE_KEYS and prefix != "resources.":
+                hint = f"{key} belongs under [resources]"
             elif key in TOP_KEYS and prefix:
                 hint = f"{key} belongs at the top of the file, above every [table]"
             raise BadKey(f"unknown key {shown(prefix + key)}", key=key, hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gpuledger import outbox, runner
@@ -25,6 +25,7 @@ from gpuledger.errors import (
     NotShared,
     Unavailable,
 )
+from gpuledger.gpu_gate import GpuGate, Standing
 from gpuledger.heartbeat import beat_path, written_at
 from gpuledger.hook import call_hook
 from gpuledger.ledger import Ledger
@@ -57,6 +58,13 @@ LONGEST_IDLE_POLL_S = 10.0
 LOOK_AGAIN_S = 5.0
 HASTY_LOCK_S = 2.0
 """How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
+
+SOON_S = 0.1
+QUIET_S = 2.0
+"""The memory of the last task needs a moment to come back: that is not worth a word."""
+
+STAND_BACK_S = 10.0
+"""A worker whose GPUs are not ready for so long says so in the ledger: nobody waits for it."""
 
 COOL_DOWN_S = 60.0
 LONGEST_COOL_DOWN_S = 3600.0
@@ -91,6 +99,7 @@ class Tools:
         pulse: Starts the signs of life of a registered worker.
         identify: Returns a fresh identity for this process.
         admit: Raises NotShared when a live worker of another host shares no lock with this one.
+        gpus: Decides when this worker's GPUs may take a task; None for the CPU.
     """
 
     signals: Signals
@@ -100,6 +109,7 @@ class Tools:
     pulse: Callable[[WorkerIdentity], Pulse]
     identify: Callable[[], WorkerIdentity]
     admit: Callable[[], None] = lambda: None
+    gpus: GpuGate | None = None
 
 
 class Worker:
@@ -130,6 +140,12 @@ class Worker:
         self._nudge = ledger.store.last_nudge()
         self._told_nudge = self._nudge
         self._drain_told = False
+        self._gpus = tools.gpus
+        self._not_ready_s: float | None = None
+        self._stands_back = False
+        self._outlook_s = -LOOK_AGAIN_S
+        self._outlook_seen: int | None = None
+        self._told: str | None = None
 
     def run(self) -> None:
         """Work until told to leave, or until nothing is left to do."""
@@ -151,6 +167,9 @@ class Worker:
         if me is None:
             return False
         self.me = me
+        self._stands_back = False
+        if self._gpus is not None:
+            self._gpus.known_as(me.nonce)
         self._pulse = self._tools.pulse(me)
         self._diary = Diary(self.ledger.folder, me)
         self._lookout = Lookout(
@@ -196,6 +215,11 @@ class Worker:
         """Return the next attempt to run; None when it is time to leave."""
         while not self._is_leaving():
             self._reap()
+            if not self._gpus_are_ready():
+                if self._is_nothing_left():
+                    return None
+                self._signals.wait(SOON_S if self._told is None else IDLE_POLL_S)
+                continue
             try:
                 found = self._patiently(
                     lambda: self.ledger.claim(self.me, sweeps=self._options.sweeps)
@@ -206,6 +230,8 @@ class Worker:
                 continue
             if isinstance(found, Claim):
                 return found
+            if self._gpus is not None:
+                self._gpus.let_others_start()
             if found is None or self._is_done(found):
                 return None
             self._wait_for_work(found)
@@ -223,7 +249,12 @@ class Worker:
     def _is_done(self, found: NothingToDo) -> bool:
         """Tell whether nothing can come back; waiting tasks of paused sweeps may."""
         if self._options.stay or found.pending or found.running or found.held:
+            if self._told is None:
+                unfit = found.misfits and not found.pending
+                self._pulse.note("no pending task fits" if unfit else None)
             return False
+        for sweep, why in found.misfits.items():
+            self._say(f"the pending tasks of {sweep} are not for this worker: it {why}")
         for sweep in found.broken:
             self._say(
                 f"sweep {sweep} is paused because its tasks fail everywhere: "
@@ -244,6 +275,72 @@ class Worker:
             self._keeper.see_to_it()
             if self._reap() or self.ledger.store.change_counter() != seen:
                 return
+
+    # --- the GPUs -----------------------------------------------------------------------------
+
+    def _gpus_are_ready(self) -> bool:
+        """Tell whether the next task may start; if not, say why, here and in `status`."""
+        if self._gpus is None:
+            return True
+        standing = self._gpus.standing(self._sharers())
+        now_s = self._tools.clock.boottime()
+        if standing.closed is None:
+            self._not_ready_s = None
+            self._show(standing)
+            self._stand_back(None)
+            return True
+        if self._not_ready_s is None:
+            self._not_ready_s = now_s
+        waited_s = now_s - self._not_ready_s
+        if standing.lost or waited_s > QUIET_S:
+            self._show(standing)
+        if standing.lost or waited_s > STAND_BACK_S:
+            self._stand_back(standing.closed)
+        return False
+
+    def _sharers(self) -> frozenset[str]:
+        """Return the nonces of the workers whose tasks may be on the same GPUs."""
+        here = (self.me.machine, self.me.gpus)
+        others = {other.nonce for other in self._live if (other.machine, other.gpus) == here}
+        return frozenset({self.me.nonce} | others)
+
+    def _show(self, standing: Standing) -> None:
+        note = standing.closed or standing.note
+        if note is not None or self._told is not None:
+            self._pulse.note(note)
+        if note == self._told:
+            return
+        if note is not None and _without_numbers(note) != _without_numbers(self._told or ""):
+            self._say(f"{note}; {'claiming nothing' if standing.closed else 'going on'}")
+        elif note is None:
+            self._say("the GPU can take the next task")
+        self._told = note
+
+    def _stand_back(self, why: str | None) -> None:
+        """Record whether others should count on this worker; only when that changed."""
+        if self._stands_back == (why is not None):
+            return
+        with contextlib.suppress(LedgerError):
+            self.ledger.stand_back(self.me.nonce, why)
+            self._stands_back = why is not None
+
+    def _is_nothing_left(self) -> bool:
+        """Tell whether a worker that cannot claim has nothing to wait for; asked now and then."""
+        now_s = self._tools.clock.boottime()
+        if now_s - self._outlook_s < LOOK_AGAIN_S:
+            return False
+        self._outlook_s = now_s
+        changes = self.ledger.store.change_counter()
+        if changes is None or changes == self._outlook_seen:
+            return False
+        try:
+            found = self.ledger.outlook(self.me, sweeps=self._options.sweeps)
+        except LedgerError:
+            return False
+        self._outlook_seen = changes
+        if found.pending or found.running or found.held or self._options.stay:
+            return False
+        return self._is_done(found)
 
     # --- watching the others ------------------------------------------------------------------
 
@@ -305,8 +402,10 @@ class Worker:
         self._pulse.show(claim, files.report)
         self._diary.started(claim, at=self._tools.clock.now())
         self._attempts_run += 1
+        if self._gpus is not None:
+            self._gpus.begin()
         try:
-            ending = runner.run(claim, files, self._surroundings(claim))
+            ending = runner.run(claim, files, self._surroundings(claim, files))
         except runner.LeaseGone:
             self._say(f"{claim.task}: lease lost, its processes were killed")
             self._enlist_again()
@@ -315,18 +414,31 @@ class Worker:
             self._release_unstarted(claim, error)
             return None
         finally:
+            memory_peak_mib = self._gpus.end() if self._gpus is not None else None
             self._pulse.show(None)
+        ending = self._judged(replace(ending, memory_peak_mib=memory_peak_mib))
         ended = self._record(claim, ending)
         if ended is None:
             return None
         self._after(claim, ending, ended)
         return ended.next if isinstance(ended.next, Claim) else None
 
-    def _surroundings(self, claim: Claim) -> runner.Surroundings:
+    def _judged(self, ending: Ending) -> Ending:
+        """A failure on a GPU that is gone now is the machine's, not the task's."""
+        if self._gpus is None or ending.outcome not in COUNTED_AS_FAILURE:
+            return ending
+        lost = self._gpus.lost()
+        if lost is None:
+            return ending
+        error = f"{lost}: {ending.error}" if ending.error else lost
+        return replace(ending, outcome=Outcome.LOST, error=error, fatal=False)
+
+    def _surroundings(self, claim: Claim, files: runner.Files) -> runner.Surroundings:
         return runner.Surroundings(
             worker=self.me,
             signals=self._signals,
-            lease=lambda: self._lease(claim),
+            lease=lambda: self._lease(claim, files),
+            gpu_lost=self._gpus.lost_for_long if self._gpus is not None else lambda: None,
             stop_requested=lambda: self._stop_requested(claim),
             say=self._say,
             started=self._pulse.covers,
@@ -334,8 +446,10 @@ class Worker:
             clock=self._tools.clock,
         )
 
-    def _lease(self, claim: Claim) -> str:
+    def _lease(self, claim: Claim, files: runner.Files) -> str:
         """Answer whether the running attempt is still ours; see `runner.Surroundings`."""
+        if self._gpus is not None:
+            self._gpus.tick(files.report)
         self._tell_drain()
         self._reap(busy=True)
         self._keeper.see_to_it()
@@ -451,6 +565,7 @@ class Worker:
                 token,
                 metrics=ending.metrics,
                 duration_s=ending.duration_s,
+                memory_peak_mib=ending.memory_peak_mib,
                 then=then,
                 sweeps=sweeps,
             )
@@ -459,7 +574,12 @@ class Worker:
         return self.ledger.release(token, ending)
 
     def _wants_next(self) -> WorkerIdentity | None:
-        return None if self._is_leaving() else self.me
+        """Return this worker when it can run another task at once."""
+        if self._is_leaving():
+            return None
+        if self._gpus is not None and self._gpus.standing(self._sharers()).closed is not None:
+            return None  # `_next` waits until they are ready
+        return self.me
 
     def _post(self, token: Token, ending: Ending) -> outbox.Letter | None:
         if self._outbox is None:
@@ -505,6 +625,8 @@ class Worker:
         self._pulse.note(None)
 
     def _pause(self, pause_s: float) -> None:
+        if self._gpus is not None:
+            self._gpus.let_others_start()
         until_s = self._tools.clock.boottime() + pause_s
         while not self._is_leaving():
             left_s = until_s - self._tools.clock.boottime()
@@ -536,3 +658,8 @@ class Worker:
 
     def _say(self, line: str) -> None:
         self._tools.say(line)
+
+
+def _without_numbers(text: str) -> str:
+    """Return what makes a sentence worth saying again: not that a process took 2 MB more."""
+    return "".join(char for char in text if not char.isdigit() and char != ".")

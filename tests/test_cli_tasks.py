@@ -77,6 +77,8 @@ def test_json_has_the_shape_of_the_contract(lab: Lab) -> None:
         "error",
         "traceback",
         "log",
+        "memory_peak_mib",
+        "gpu_memory_mib",
     ]
     assert (attempt["worker"], attempt["outcome"], attempt["exit_code"]) == (
         "host:gpu0",

@@ -54,7 +54,9 @@ def test_every_command_is_in_the_readme(name: str) -> None:
     assert f"gpuledger {name}" in readme()
 
 
-@pytest.mark.parametrize("key", [*sweep_words.TOP_KEYS, *sweep_words.RUN_KEYS])
+@pytest.mark.parametrize(
+    "key", [*sweep_words.TOP_KEYS, *sweep_words.RUN_KEYS, *sweep_words.RESOURCE_KEYS]
+)
 def test_every_key_of_a_sweep_file_is_in_the_readme(key: str) -> None:
     assert re.search(rf"[`\[]{key}[`\]=]", readme()), key
 

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from gpuledger.cli.devices import Device
 from gpuledger.cli.find import folder_to_use
 from gpuledger.cli.options import LedgerDir
 from gpuledger.cli.output import echo, echo_table, is_dumb, is_terminal, make_console, note
 from gpuledger.cli.sweeps import back_up, open_or_make, told
 from gpuledger.cli.trust import require_trusted
-from gpuledger.cli.work import INTERRUPTED, Device, choose_devices, worker_command
+from gpuledger.cli.work import INTERRUPTED, choose_devices, worker_command
 from gpuledger.fleet import run_fleet
 from gpuledger.ledger import Ledger
 from gpuledger.process import WorkerProcess, spawn_worker
@@ -37,7 +38,9 @@ def run(
         ),
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="The CPU, even where there are GPUs.")] = False,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=1024, help="Workers on the CPU.")] = 1,
+    slots: Annotated[
+        int, typer.Option("--slots", min=1, max=1024, help="Workers on the CPU, or on each GPU.")
+    ] = 1,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Accept an unusually large sweep.")
     ] = False,
@@ -61,7 +64,7 @@ def run(
     folder = folder_to_use(ledger)
     if (folder / "ledger.db").exists():
         require_trusted(folder, trust=trust)
-    devices = _devices(gpu=gpu, cpu=cpu, slots=slots)
+    devices = _devices(gpu=gpu, cpu=cpu, slots=slots, per_task=spec.settings.gpus)
     opened = open_or_make(folder)
     change = opened.add_sweep(spec)
     back_up(opened)
@@ -76,14 +79,22 @@ def run(
     raise typer.Exit(max(code, 1) if counts.failed else code)
 
 
-def _devices(*, gpu: str | None, cpu: bool, slots: int) -> list[Device]:
-    if gpu is not None or cpu:
-        return choose_devices(gpu=gpu, gpus=None, cpu=cpu, slots=slots, environ=os.environ)
+def _devices(*, gpu: str | None, cpu: bool, slots: int, per_task: int | None) -> list[Device]:
+    """Return what to run on: for tasks that need several GPUs, workers of so many."""
+    environ, each = os.environ, max(per_task or 1, 1)
+    if gpu is not None:
+        return choose_devices(
+            gpu=gpu, gpus=None, cpu=cpu, slots=slots, environ=environ, gpus_per_task=each
+        )
+    if cpu or per_task == 0:
+        return choose_devices(gpu=None, gpus=None, cpu=True, slots=slots, environ=environ)
     from gpuledger.gpu import list_gpus  # NVML is not touched with --cpu
 
     if list_gpus().gpus:
-        return choose_devices(gpu=None, gpus="all", cpu=False, slots=1, environ=os.environ)
-    return choose_devices(gpu=None, gpus=None, cpu=True, slots=slots, environ=os.environ)
+        return choose_devices(
+            gpu=None, gpus="all", cpu=False, slots=slots, environ=environ, gpus_per_task=each
+        )
+    return choose_devices(gpu=None, gpus=None, cpu=True, slots=slots, environ=environ)
 
 
 def _run(ledger: Ledger, devices: list[Device], options: list[str], *, sweep: str) -> int:

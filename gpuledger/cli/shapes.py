@@ -103,6 +103,7 @@ def _sweep(view: SweepView) -> Shape:
         "paused": view.paused,
         "mean_s": view.mean_s,
         "eta_s": view.eta_s,
+        "misfit": view.misfit,
     }
 
 
@@ -128,4 +129,6 @@ def _attempt(attempt: AttemptRecord) -> Shape:
         "error": attempt.error,
         "traceback": attempt.traceback,
         "log": attempt.log,
+        "memory_peak_mib": attempt.memory_peak_mib,
+        "gpu_memory_mib": attempt.gpu_memory_mib,
     }

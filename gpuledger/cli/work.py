@@ -6,12 +6,19 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gpuledger.cli.devices import (
+    Device,
+    WorkCommand,
+    free_memory,
+    gpu_devices,
+    guard_gpus,
+    refuse_unless,
+)
 from gpuledger.cli.find import find_ledger
 from gpuledger.cli.options import LedgerDir
 from gpuledger.cli.output import note
@@ -24,26 +31,7 @@ INTERRUPTED = 130
 FAILED = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """What one worker runs on.
-
-    Attributes:
-        label: Last part of the worker's name: `gpu2`, `cpu`.
-        visible: For CUDA_VISIBLE_DEVICES; empty means CPU.
-        option: How another process is told to use it.
-        memory_mib: Of the GPU; None when unknown or CPU.
-        model: Of the GPU; None when unknown or CPU.
-    """
-
-    label: str
-    visible: tuple[str, ...] = ()
-    option: tuple[str, ...] = ("--cpu",)
-    memory_mib: int | None = None
-    model: str | None = None
-
-
-@app.command()
+@app.command(cls=WorkCommand)
 def work(
     gpu: Annotated[
         str | None,
@@ -56,10 +44,35 @@ def work(
     ] = None,
     gpus: Annotated[
         str | None,
-        typer.Option("--gpus", metavar="all", help="Run on every GPU that is visible here."),
+        typer.Option(
+            "--gpus",
+            metavar="all|free",
+            help="Run on every GPU that is visible here, or on those that nobody uses now.",
+        ),
+    ] = None,
+    gpus_per_task: Annotated[
+        int,
+        typer.Option(
+            "--gpus-per-task", min=1, max=1024, help="Workers of so many GPUs, for such tasks."
+        ),
+    ] = 1,
+    wait_free: Annotated[
+        str | None,
+        typer.Option(
+            "--wait-free",
+            metavar="[SIZE]",
+            help="Claim only while no other process is on the GPU, and (with a size, as in 10GB) "
+            "so much of its memory is free.",
+        ),
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run on the CPU.")] = False,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=1024, help="Workers with --cpu.")] = 1,
+    slots: Annotated[
+        int,
+        typer.Option(
+            "--slots", min=1, max=1024, help="Workers on the CPU, or on each GPU, which they share."
+        ),
+    ] = 1,
+    one_of: Annotated[int | None, typer.Option("--one-of", min=1, max=1024, hidden=True)] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option("--sweep", "-s", metavar="NAME", help="Only tasks of this sweep; repeatable."),
@@ -96,17 +109,30 @@ def work(
     \b
     gpuledger work --gpu 2
     gpuledger work --gpus all --wait
+    gpuledger work --gpu 0,1 --wait-free 10GB
+    gpuledger work --gpus all --gpus-per-task 2
+    gpuledger work --gpu 0 --slots 3
     gpuledger work --cpu --slots 4 --sweep exp1
     """
     folder = find_ledger(ledger)
     require_trusted(folder, trust=trust)
-    devices = choose_devices(gpu=gpu, gpus=gpus, cpu=cpu, slots=slots, environ=os.environ)
+    devices = choose_devices(
+        gpu=gpu,
+        gpus=gpus,
+        cpu=cpu,
+        slots=slots,
+        environ=os.environ,
+        gpus_per_task=gpus_per_task,
+        one_of=one_of,
+        wait_free=wait_free,
+    )
     options = [f"--sweep={name}" for name in sweep or ()]
     options += [f"--max-tasks={max_tasks}"] if max_tasks is not None else []
     options += ["--wait"] if wait else []
     options += [f"--on-failure={on_failure}"] if on_failure is not None else []
     options += ["--trust"] if trust else []
     options += ["--unsafe"] if unsafe else []
+    options += [f"--wait-free={wait_free}"] if wait_free is not None else []
     if len(devices) > 1:
         raise typer.Exit(work_on_all(folder, devices, options))
     code = work_on(
@@ -117,6 +143,7 @@ def work(
         stay=wait,
         on_failure=on_failure,
         unsafe=unsafe,
+        wait_free=wait_free,
     )
     raise typer.Exit(code)
 
@@ -128,6 +155,9 @@ def choose_devices(
     cpu: bool,
     slots: int,
     environ: Mapping[str, str],
+    gpus_per_task: int = 1,
+    one_of: int | None = None,
+    wait_free: str | None = None,
 ) -> list[Device]:
     """Return what to run on, one worker each; raise for what is not there."""
     if sum((gpu is not None, gpus is not None, cpu)) != 1:
@@ -135,26 +165,19 @@ def choose_devices(
             "say what to run on; nothing was started",
             hint="--gpu 0 (or 0,1), --gpus all, or --cpu",
         )
-    if gpus is not None and gpus != "all":
-        raise BadUsage(
-            f"--gpus takes 'all', not {gpus!a}; nothing was started", hint="for some: --gpu 0,1"
-        )
-    if slots > 1 and not cpu:
-        raise BadUsage("--slots goes with --cpu; nothing was started", hint="leave one of them out")
     if cpu:
+        refuse_unless(gpus_per_task == 1 and wait_free is None, "--cpu", "options for GPUs")
         return [Device(label="cpu")] * slots
-    from gpuledger.gpu import list_gpus, resolve  # NVML is not touched without need
-
-    return [
-        Device(
-            label=f"gpu{chosen.label}",
-            visible=(chosen.visible,),
-            option=(f"--gpu={chosen.selector}",),
-            memory_mib=chosen.memory_mib,
-            model=chosen.model,
-        )
-        for chosen in resolve(gpu or "all", environ=environ, report=list_gpus())
-    ]
+    return gpu_devices(
+        gpu if gpu is not None else gpus or "",
+        group=gpus is not None,
+        per_task=gpus_per_task,
+        slots=slots,
+        one_of=one_of,
+        free_mib=free_memory(wait_free),
+        waits=wait_free is not None,
+        environ=environ,
+    )
 
 
 def work_on(
@@ -166,12 +189,13 @@ def work_on(
     stay: bool = False,
     on_failure: str | None = None,
     unsafe: bool = False,
+    wait_free: str | None = None,
 ) -> int:
     """Be one worker; return the exit code."""
     from gpuledger.clock import SystemClock
     from gpuledger.hosts import require_shared_locks
     from gpuledger.ledger import Ledger
-    from gpuledger.model import GpuView, WorkerIdentity
+    from gpuledger.model import WorkerIdentity
     from gpuledger.process import become_subreaper, host_name, pid_start, this_machine
     from gpuledger.pulse import Pulse
     from gpuledger.signals import listen
@@ -194,10 +218,7 @@ def work_on(
             gpu_name=device.model,
         )
 
-    def sample() -> tuple[GpuView, ...]:
-        from gpuledger.gpu import sample
-
-        return sample(device.visible)
+    watch, gate = guard_gpus(device, ledger.uuid, clock=clock, wait_free=wait_free)
 
     def pulse(worker: WorkerIdentity) -> Pulse:
         return Pulse(
@@ -206,7 +227,7 @@ def work_on(
             lease_s=ledger.lease_s,
             heartbeat_s=ledger.heartbeat_s,
             clock=clock,
-            sample_gpus=sample,
+            sample_gpus=watch.views if watch is not None else tuple,
         )
 
     become_subreaper()
@@ -219,12 +240,17 @@ def work_on(
             pulse=pulse,
             identify=identify,
             admit=lambda: require_shared_locks(ledger, unsafe=unsafe),
+            gpus=gate,
         )
         options = WorkerOptions(
             sweeps=sweeps, max_tasks=max_tasks, stay=stay, on_failure=on_failure
         )
         worker = Worker(ledger, options, tools)
-        worker.run()
+        try:
+            worker.run()
+        finally:
+            if gate is not None:
+                gate.stop()
         if signals.interrupts or signals.terminates:
             return INTERRUPTED
     return FAILED if worker.failed_for_good else 0

@@ -147,6 +147,8 @@ def _event_text(event: Event) -> str:
         "worker_started": f"Worker {worker} started",
         "worker_left": f"Worker {worker} left",
         "worker_lost": f"Worker {worker} died, or its machine did",
+        "worker_stands_back": f"Worker {worker} claims nothing for now{reason}",
+        "worker_ready": f"Worker {worker} claims tasks again",
         "worker_suspect": f"Worker {worker} is suspect: three quick failures in a row{error}",
     }
     if event.kind in texts:

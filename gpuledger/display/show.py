@@ -11,6 +11,7 @@ from rich.text import Text
 from gpuledger.display.bars import STATE_STYLES
 from gpuledger.display.cells import fold
 from gpuledger.display.drawing import Drawing
+from gpuledger.display.gpus import peak
 from gpuledger.display.grid import Cell, Column, grid, plain, whole
 from gpuledger.display.text import (
     JOINERS,
@@ -107,6 +108,7 @@ def _attempt_lines(attempts: Sequence[AttemptRecord], width: int) -> list[Text]:
             cells=[whole(duration(a.duration_s)) for a in attempts],
             right=True,
         ),
+        Column(heading="peak mem", rank=7, cells=[whole(peak(a)) for a in attempts], right=True),
         Column(
             heading="error",
             rank=3,

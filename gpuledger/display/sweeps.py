@@ -27,6 +27,8 @@ def sweep_lines(sweeps: Sequence[SweepView], *, width: int, limit: int | None) -
         lines.append(bar)
         if sweep.paused is not None:
             lines.append(_paused_line(sweep, width))
+        elif sweep.misfit is not None:
+            lines.append(_misfit_line(sweep, width))
     if len(shown) < len(sweeps):
         lines.append(_rest_line([sweep for sweep in sweeps if sweep not in shown], width))
     return lines if limit is None else lines[:limit]
@@ -54,7 +56,7 @@ def _that_fit(sweeps: Sequence[SweepView], limit: int) -> list[SweepView]:
 
 
 def _height(sweep: SweepView) -> int:
-    return 1 if sweep.paused is None else 2
+    return 1 if sweep.paused is None and sweep.misfit is None else 2
 
 
 def _columns(sweeps: Sequence[SweepView]) -> list[Column]:
@@ -103,6 +105,13 @@ def _paused_line(sweep: SweepView, width: int) -> Text:
     hint = f"  (gpuledger resume {one_line(sweep.name)})"
     line = Text().append(cut(why, width), style="yellow")
     return line.append(hint, style="dim") if line.cell_len + len(hint) <= width else line
+
+
+def _misfit_line(sweep: SweepView, width: int) -> Text:
+    why = (
+        f"  no live worker can take its pending tasks: it {one_line(sweep.misfit or '', limit=400)}"
+    )
+    return Text(cut(why, width), style="yellow")
 
 
 def _rest_line(hidden: Sequence[SweepView], width: int) -> Text:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from gpuledger.display.bars import levels, load_style, meter
 from gpuledger.display.cells import cut
+from gpuledger.display.gpus import heat, problems
 from gpuledger.display.grid import Cell, Column, grid, pieces, plain, whole
 from gpuledger.display.text import (
     duration,
@@ -89,6 +90,7 @@ def _columns(workers: Sequence[WorkerView], claimable: int) -> list[Column]:
         ),
         Column(heading="gpu", rank=5, cells=[_load(worker) for worker in workers]),
         Column(heading="mem", rank=7, cells=[_memory(worker) for worker in workers]),
+        Column(heading="heat", rank=9, cells=[heat(worker) for worker in workers]),
         Column(heading="task", rank=1, cells=[_task(w, claimable) for w in workers]),
         Column(heading="try", rank=4, cells=[_try(worker) for worker in workers]),
         Column(heading="done", rank=2, cells=[_progress(worker) for worker in workers]),
@@ -167,4 +169,6 @@ def _note(worker: WorkerView) -> Cell | None:
         parts.append(f"silent for {duration(worker.heartbeat_age_s)}")
     if worker.note:
         parts.append(one_line(worker.note))
+    else:
+        parts += [one_line(problem) for problem in problems(worker.gpus)]
     return plain(", ".join(parts), "yellow", least=16)

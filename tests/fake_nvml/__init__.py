@@ -13,8 +13,21 @@ SOURCE = Path(__file__).with_name("nvml.c")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FakePart:
+    """One MIG instance of a GPU."""
+
+    uuid: str
+    name: str = "FAKE A100 MIG 1g.5gb"
+    memory_mib: int = 4864
+    used_mib: int = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FakeGpu:
-    """One GPU; `state` is `ok` or `lost`."""
+    """One GPU; `state` is `ok`, `lost`, `denied` or `hangs`, see nvml.c.
+
+    `processes` are pairs of a process number and MiB, over those that use `ALLOCATE`.
+    """
 
     uuid: str
     name: str = "FAKE A100"
@@ -24,6 +37,21 @@ class FakeGpu:
     temperature_c: int = 50
     power_w: int = 100
     state: str = "ok"
+    processes: tuple[tuple[int, int], ...] = ()
+    parts: tuple[FakePart, ...] = ()
+
+
+ALLOCATE = """
+import os, pathlib
+def allocate(mib, gpu=None):
+    index = os.environ["CUDA_VISIBLE_DEVICES"] if gpu is None else gpu
+    folder = pathlib.Path(os.environ["FAKE_NVML"] + ".held")
+    folder.mkdir(exist_ok=True)
+    draft = folder / f"draft-{os.getpid()}"
+    draft.write_text(str(mib))
+    draft.rename(folder / f"{index}-{os.getpid()}")
+"""
+"""For scripts: `allocate(mib)` holds so much memory of the task's GPU until the process ends."""
 
 
 def environment(folder: Path, gpus: list[FakeGpu], *, name: str = "gpus") -> dict[str, str]:
@@ -45,12 +73,18 @@ def environment(folder: Path, gpus: list[FakeGpu], *, name: str = "gpus") -> dic
 def describe(script: Path, gpus: list[FakeGpu]) -> None:
     """Write the GPUs down; processes that see them notice at their next call."""
     draft = script.with_suffix(".draft")
-    draft.write_text(
-        "".join(
-            f"{gpu.uuid} {gpu.memory_mib} {gpu.used_mib} {gpu.utilisation_percent}"
-            f" {gpu.temperature_c} {gpu.power_w} {gpu.state} {gpu.name}\n"
-            for gpu in gpus
-        ),
-        encoding="utf-8",
-    )
+    draft.write_text("".join(_lines(gpu) for gpu in gpus), encoding="utf-8")
     draft.replace(script)
+
+
+def _lines(gpu: FakeGpu) -> str:
+    used_mib = gpu.used_mib + sum(mib for _, mib in gpu.processes)
+    lines = [
+        f"gpu {gpu.uuid} {gpu.memory_mib} {used_mib} {gpu.utilisation_percent}"
+        f" {gpu.temperature_c} {gpu.power_w} {gpu.state} {gpu.name}"
+    ]
+    lines += [f"proc {pid} {mib}" for pid, mib in gpu.processes]
+    lines += [
+        f"mig {part.uuid} {part.memory_mib} {part.used_mib} {part.name}" for part in gpu.parts
+    ]
+    return "".join(f"{line}\n" for line in lines)
