@@ -16,8 +16,8 @@ import secrets
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ MEETING_FOLDER = "doctor-peer"
 BEAT_S = 0.5
 STALE_S = 8.0
 STEP_TIMEOUT_S = 60.0
+GOODBYE_S = 10.0
 CONTEST_S = 4.0
 INSIDE_S = 0.01
 ROUNDS = 10
@@ -67,8 +68,11 @@ def boot_id() -> str:
     return this_machine().partition(":")[0]
 
 
-def meet(folder: Path, clock: Clock, *, wait_s: float, say: Callable[[str], None]) -> PeerResult:
-    """Find another host in the folder and try everything with it.
+@contextmanager
+def meet(
+    folder: Path, clock: Clock, *, wait_s: float, say: Callable[[str], None]
+) -> Iterator[PeerResult]:
+    """Find another host in the folder and try everything with it; both stay for the body.
 
     Args:
         folder: Where both are; a folder for the meeting is made in it, and removed.
@@ -84,12 +88,15 @@ def meet(folder: Path, clock: Clock, *, wait_s: float, say: Callable[[str], None
     table, leads = _find_table(room, clock, wait_s=wait_s, say=say)
     talk = _Talk(table, "a" if leads else "b", clock)
     try:
-        return _examine(talk, leads=leads, say=say)
+        yield _examine(talk, leads=leads, say=say)
     finally:
-        if leads:  # the other has heard the last word before this one says it
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if leads:
+                talk.wait_for("bye", timeout_s=GOODBYE_S)
                 shutil.rmtree(table)
                 room.rmdir()
+            else:
+                _say_at(table / "bye.b", "null")
 
 
 def _examine(talk: _Talk, *, leads: bool, say: Callable[[str], None]) -> PeerResult:
@@ -206,16 +213,23 @@ class _Talk:
     def exchange(self, point: str, value: Any) -> Any:
         """Return the other's value; raise Unavailable when it does not come."""
         _say_at(self.table / f"{point}.{self._me}", json.dumps(value))
-        until_s = self.clock.boottime() + STEP_TIMEOUT_S
+        text = self.wait_for(point, timeout_s=STEP_TIMEOUT_S)
+        if text is None:
+            raise Unavailable(
+                f"the other host said nothing at '{point}' for {STEP_TIMEOUT_S:g} s",
+                hint="start 'gpuledger doctor --peer' on both once more",
+            )
+        return json.loads(text)
+
+    def wait_for(self, point: str, *, timeout_s: float) -> str | None:
+        """Return what the other said at that point, or None when it did not in time."""
+        until_s = self.clock.boottime() + timeout_s
         while self.clock.boottime() < until_s:
             text = _heard_at(self.table / f"{point}.{self._other}")
             if text is not None:
-                return json.loads(text)
+                return text
             self._idle.wait(0.02)
-        raise Unavailable(
-            f"the other host said nothing at '{point}' for {STEP_TIMEOUT_S:g} s",
-            hint="start 'gpuledger doctor --peer' on both once more",
-        )
+        return None
 
 
 def _create(path: Path, content: bytes) -> bool:

@@ -19,9 +19,9 @@ RANK = {
     "task": 0,  # in users' scripts: the same
     "model": 1,
     "schema": 1,
-    "mounts": 1,
-    "findings": 1,
+    "mounts": 0,
     "locks": 1,
+    "findings": 1,
     "sweep_values": 1,
     "sweep_words": 2,
     "sweep_parameters": 3,

@@ -215,7 +215,8 @@ def both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[PeerResult]:
     results: list[PeerResult] = []
 
     def one() -> None:
-        results.append(meet(folder, SystemClock(), wait_s=30, say=lambda line: None))
+        with meet(folder, SystemClock(), wait_s=30, say=lambda line: None) as result:
+            results.append(result)
 
     threads = [threading.Thread(target=one) for _ in range(2)]
     for thread in threads:
@@ -248,8 +249,9 @@ def test_two_that_share_none_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_who_waits_alone_is_told_so_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="no other host came"):
-        meet(tmp_path, SystemClock(), wait_s=0.2, say=lambda line: None)
+    alone = meet(tmp_path, SystemClock(), wait_s=0.2, say=lambda line: None)
+    with pytest.raises(Unavailable, match="no other host came"), alone:
+        pass
     assert not (tmp_path / peer.MEETING_FOLDER / "open").exists()
 
 

@@ -60,10 +60,10 @@ def doctor(
     if peer and not any(
         finding.what == "folder" and finding.level == "bad" for finding in findings
     ):
-        result = meet(chosen, clock, wait_s=PEER_WAIT_S, say=note)
-        findings += result.findings
-        if ledger is not None:
-            _record(ledger, result)
+        with meet(chosen, clock, wait_s=PEER_WAIT_S, say=note) as result:
+            findings += result.findings
+            if ledger is not None:
+                _record(ledger, result)
     elif peer is False:
         findings.append(_not_examined())
     code = exit_code(findings)

@@ -1,0 +1,457 @@
+"""What happens inside the lab: `python -m tests.nfs.stories STORY`; its last line is JSON.
+
+Every host of the lab has one clock (CLOCK_MONOTONIC is that of the kernel they share), so that
+ticks of tasks on different hosts can be compared here, and only here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpuledger.errors import LedgerBusy
+from gpuledger.ledger import Ledger
+from gpuledger.store import Store, connect
+from tests.helpers import spec, wait_until
+
+SHARE = Path("/mnt/ledger")  # on every client
+HERE = Path("/mnt/client1")  # the same, as client 1 sees it
+ENV = {"PYTHONDONTWRITEBYTECODE": "1"}
+ME = [sys.executable, "-m", "tests.nfs.stories"]
+GPULEDGER = [sys.executable, "-m", "gpuledger"]
+
+
+def start(client: int | str, *command: str, out: str | None = None) -> subprocess.Popen[str]:
+    """Start a command on a host; its output goes to a file there, or can be read."""
+    line = ["lab", "on", str(client), *command]
+    if out is not None:
+        line = ["lab", "on", str(client), "sh", "-c", f'exec "$@" >{out} 2>&1', "sh", *command]
+    return subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENV}
+    )
+
+
+def run(client: int | str, *command: str, exit_code: int | None = 0) -> str:
+    """Run a command on a host to its end and return its output."""
+    done = subprocess.run(
+        ["lab", "on", str(client), *command],
+        capture_output=True, text=True, env={**os.environ, **ENV}, check=False,
+    )  # fmt: skip
+    if exit_code is not None:
+        assert done.returncode == exit_code, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def lab(*arguments: str) -> None:
+    """Tell the lab to do something: cut, join, server restart."""
+    subprocess.run(["lab", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+# --- three hosts drain a queue while everything goes wrong ------------------------------------
+
+QUICK, SLOW = 294, 6
+SLOW_S = 45
+LEASE_S = 24
+
+SWEEP = f"""
+command = ["/bin/sh", "/mnt/ledger/task.sh", "{{length}}"]
+order = "listed"
+
+[parameters]
+length = [{", ".join(["'slow'"] * 1)}]
+
+[run]
+timeout = "5m"
+avoid = "1s"
+max_losses = 20
+"""
+
+TASK = f"""
+ticks=/tmp/ticks-$GPULEDGER_TASK-$GPULEDGER_ATTEMPT
+tick() {{ read up rest </proc/uptime; echo $up >>$ticks; }}
+tick
+if [ "$1" = slow ]; then
+    n=0
+    while [ $n -lt {SLOW_S} ]; do sleep 1; tick; n=$((n + 1)); done
+fi
+tick
+: >/mnt/ledger/done/$GPULEDGER_TASK
+"""
+
+
+def write_files() -> None:
+    """Write the sweep and the script onto the share."""
+    lengths = ["slow"] * SLOW + ["quick"] * QUICK
+    text = SWEEP.replace(
+        "length = ['slow']", f"length = ['x']\nnumber = {list(range(len(lengths)))}"
+    )
+    text = text.replace('"{length}"]', '"{number}"]')
+    (HERE / "done").mkdir()
+    (HERE / "exp.toml").write_text(text)
+    slow = " ".join(str(number) for number in range(SLOW))
+    script = TASK.replace('[ "$1" = slow ]', f'case " {slow} " in *" $1 "*) true;; *) false;; esac')
+    (HERE / "task.sh").write_text(script)
+
+
+def drain() -> dict[str, Any]:
+    """Three clients, three workers each; a SIGKILL, a client cut off, a server restart."""
+    write_files()
+    run(1, *GPULEDGER, "init", "/mnt/ledger/exp.toml", "--ledger", "/mnt/ledger/.gpuledger",
+        f"--lease={LEASE_S}s", "--heartbeat=2s")  # fmt: skip
+    began_s = time.monotonic()
+    workers = {
+        (client, slot): start(
+            client,
+            *GPULEDGER,
+            "work",
+            "--cpu",
+            "--ledger",
+            "/mnt/ledger/.gpuledger",
+            out=f"/tmp/worker-{slot}.out",
+        )
+        for slot in range(3)
+        for client in (1, 2, 3)
+    }
+
+    def done() -> int:
+        return len(list((HERE / "done").iterdir()))
+
+    story = [f"{time.monotonic() - began_s:.0f} s: started"]
+
+    def reached(number: int) -> None:
+        wait_until(lambda: done() >= number, because=f"{number} tasks are done", timeout_s=600)
+        story.append(f"{time.monotonic() - began_s:.0f} s: {done()} done")
+
+    reached(30)
+    victim = run(1, "sh", "-c", "pgrep -f 'gpuledger work' | head -1").strip()
+    run(1, "kill", "-9", victim)
+    story.append(f"killed worker {victim} on client 1")
+    reached(60)
+    lab("cut", "3", str(LEASE_S + 20))
+    story.append("cut client 3 off for longer than the lease")
+    reached(150)
+    lab("server", "restart", "3")
+    story.append("restarted the server")
+    reached(QUICK + SLOW)
+    codes = {}
+    for (client, slot), process in workers.items():
+        codes[f"{client}.{slot}"] = process.wait(300)
+    story.append(f"{time.monotonic() - began_s:.0f} s: all workers have left")
+    tasks = json.loads(run(2, *GPULEDGER, "tasks", "--json", "--ledger", "/mnt/ledger/.gpuledger"))
+    said = {
+        client: run(client, "sh", "-c", "cat /tmp/worker-*.out | grep -v 'started on\\|completed'")
+        for client in (1, 2, 3)
+    }
+    return {
+        "story": story,
+        "codes": codes,
+        "states": count(task["state"] for task in tasks),
+        "outcomes": count(attempt["outcome"] for task in tasks for attempt in task["attempts"]),
+        "failures": sum(task["failures"] for task in tasks),
+        "overlaps": overlaps(),
+        "integrity": integrity(),
+        "said": said,
+    }
+
+
+def count(values: Any) -> dict[str, int]:
+    """Return how often each value occurs."""
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[str(value)] = counts.get(str(value), 0) + 1
+    return counts
+
+
+def overlaps() -> list[str]:
+    """Return the tasks of which two attempts ticked at the same time, on whatever host."""
+    spans: dict[str, list[tuple[float, float, str]]] = {}
+    for client in (1, 2, 3):
+        text = run(client, "sh", "-c", "cd /tmp; grep . ticks-* || true")
+        times: dict[str, list[float]] = {}
+        for name, at in re.findall(r"^ticks-(\S+):([\d.]+)$", text, re.M):
+            times.setdefault(name, []).append(float(at))
+        for name, ticks in times.items():
+            task = name.rpartition("-")[0]
+            spans.setdefault(task, []).append((min(ticks), max(ticks), f"{client}:{name}"))
+    found = []
+    for task, attempts in spans.items():
+        ordered = sorted(attempts)
+        for before, after in itertools.pairwise(ordered):
+            if after[0] < before[1]:
+                found.append(f"{task}: {before} {after}")
+    assert len(spans) == QUICK + SLOW, "every task ticked somewhere"
+    return found
+
+
+def integrity() -> str:
+    """Return what SQLite says of the file, asked on the server itself."""
+    code = (
+        "import sqlite3; db = sqlite3.connect('/export/.gpuledger/ledger.db'); "
+        "print(db.execute('PRAGMA integrity_check').fetchone()[0])"
+    )
+    return run("server", sys.executable, "-c", code).strip()
+
+
+# --- a stray program that keeps the file open --------------------------------------------------
+
+CHANGES = 20
+
+
+def stray() -> dict[str, Any]:
+    """A program keeps the db open on client 2; who reads there must not see old pages."""
+    ledger = Ledger.create(HERE / ".gpuledger")
+    ledger.add_sweep(spec(points=2))
+    holder = start(2, *ME, "hold-open")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "open\n"
+    found = {}
+    for rule in ("kept", "broken"):
+        reader = start(2, *ME, "read-along", rule)
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        stale = 0
+        for number in range(CHANGES):
+            ledger.set_priority(selection(), 1000 + number)
+            reader.stdin.write("look\n")
+            reader.stdin.flush()
+            stale += int(reader.stdout.readline()) != 1000 + number
+        reader.stdin.close()
+        reader.wait()
+        found[rule] = stale
+    holder.kill()
+    holder.wait()
+    return found
+
+
+def selection() -> Any:
+    """Return the selection of all tasks."""
+    from gpuledger.model import Selection
+
+    return Selection(sweep="exp")
+
+
+def hold_open() -> None:
+    """Be the stray program: a db opened read-write and never closed."""
+    descriptor = os.open(SHARE / ".gpuledger" / "ledger.db", os.O_RDWR)
+    os.pread(descriptor, 65536, 0)
+    print("open", flush=True)
+    time.sleep(600)
+
+
+def read_along(rule: str) -> None:
+    """Answer each line with the priority as read through the product's own access."""
+    if rule == "broken":
+        Store.vfs = "vfs=unix-none"  # without SQLite's own lock
+    store = Store(SHARE / ".gpuledger")
+    for _ in sys.stdin:
+        print(
+            store.read(lambda db: db.execute("SELECT priority FROM task").fetchone()[0]), flush=True
+        )
+
+
+# --- a holder whose machine is gone -------------------------------------------------------------
+
+
+def gone_holder() -> dict[str, Any]:
+    """The machine that holds the lock is cut off: who waits is told which one it is."""
+    Ledger.create(HERE / ".gpuledger")
+    holder = start(1, *ME, "hold-lock")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    lab("cut", "1")
+    said = run(2, *ME, "try-lock")
+    lab("join", "1")
+    holder.kill()
+    holder.wait()
+    return {"said": said}
+
+
+def hold_lock() -> None:
+    """Hold both locks until killed."""
+
+    def work(db: sqlite3.Connection) -> None:
+        print("held", flush=True)
+        signal.pause()
+
+    Store(SHARE / ".gpuledger").write(work, operation="claim")
+
+
+def try_lock() -> None:
+    """Wait for the lock for a short while, and print what is said."""
+    try:
+        Store(SHARE / ".gpuledger", lock_timeout_s=8.0).read(lambda db: None)
+        print("got it")
+    except LedgerBusy as error:
+        print(error)
+
+
+# --- a crash in the middle, seen from another host ------------------------------------------------
+
+
+def crash() -> dict[str, Any]:
+    """Client 1 dies in a change; client 2 has looked before: PERSIST is seen, DELETE is not."""
+    found: dict[str, Any] = {}
+    for mode in ("PERSIST", "DELETE"):
+        torn = 0
+        for number in range(5):
+            path = f"probe-{mode}-{number}.db"
+            make_probe(HERE / path, mode)
+            reader = start(2, *ME, "sum-along", path)
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "0\n"
+            run(1, *ME, "die-in-change", path, mode, exit_code=None)
+            reader.stdin.write("look\n")
+            reader.stdin.flush()
+            torn += reader.stdout.readline() != "0\n"
+            reader.stdin.close()
+            reader.wait()
+        found[mode] = torn
+    return found
+
+
+def make_probe(path: Path, mode: str) -> None:
+    """Make a file of many pages."""
+    path.touch()
+    (HERE / f"{path.name}.lock").touch()
+    with contextlib.closing(connect(path, vfs="vfs=unix-excl")) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("CREATE TABLE probe (value INTEGER, padding TEXT)")
+        db.executemany("INSERT INTO probe VALUES (0, ?)", [("x" * 200,)] * 2000)
+        db.execute("COMMIT")
+
+
+def die_in_change(name: str, mode: str) -> None:
+    """Write half of a change into the file, and die."""
+    db = connect(SHARE / name, vfs="vfs=unix-excl")
+    db.execute(f"PRAGMA journal_mode = {mode}")
+    db.execute("PRAGMA cache_spill = ON")
+    db.execute("PRAGMA cache_size = 2")
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE probe SET value = value + 1")
+    signal.raise_signal(signal.SIGKILL)
+
+
+def sum_along(name: str) -> None:
+    """Print 0 for a whole, unchanged file: now, and for each line; the folder is never opened."""
+    journal = SHARE / f"{name}-journal"
+
+    def look() -> object:
+        journal.exists()
+        try:
+            with contextlib.closing(connect(SHARE / name, vfs="vfs=unix-excl")) as db:
+                whole = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+                return (
+                    db.execute("SELECT SUM(value) FROM probe").fetchone()[0]
+                    if whole == "ok"
+                    else whole
+                )
+        except sqlite3.Error as error:
+            return str(error).replace("\n", " ")
+
+    print(look(), flush=True)
+    for _ in sys.stdin:
+        print(look(), flush=True)
+
+
+# --- two hosts examine what they share ------------------------------------------------------------
+
+
+def doctor() -> dict[str, Any]:
+    """`doctor --peer` on clients 1 and 2, then a worker on each."""
+    run(1, *GPULEDGER, "init", "/mnt/ledger/one.toml", "--ledger", "/mnt/ledger/.gpuledger",
+        exit_code=None)  # fmt: skip
+    (HERE / "one.toml").write_text('command = ["sleep", "600"]\nseeds = 2\n')
+    run(1, *GPULEDGER, "init", "/mnt/ledger/one.toml", "--ledger", "/mnt/ledger/.gpuledger")
+    first = start(1, *GPULEDGER, "doctor", "--peer", "--json", "/mnt/ledger")
+    told = [
+        json_of(run(2, *GPULEDGER, "doctor", "--peer", "--json", "/mnt/ledger", exit_code=None))
+    ]
+    told.append(json_of(first.communicate(timeout=120)[0]))
+    worker = start(
+        1, *GPULEDGER, "work", "--cpu", "--ledger", "/mnt/ledger/.gpuledger", out="/tmp/w"
+    )
+    wait_until(lambda: "started on" in run(1, "cat", "/tmp/w", exit_code=None), because="it works")
+    second = start(
+        2, *GPULEDGER, "work", "--cpu", "--ledger", "/mnt/ledger/.gpuledger", out="/tmp/w"
+    )
+    wait_until(
+        lambda: (
+            second.poll() is not None or "started on" in run(2, "cat", "/tmp/w", exit_code=None)
+        ),
+        because="the second works or is refused",
+    )
+    code = second.poll()
+    said = run(2, "cat", "/tmp/w")
+    for process, client in ((worker, 1), (second, 2)):
+        if process.poll() is None:
+            run(client, "sh", "-c", "kill -TERM $(pgrep -f 'gpuledger work')", exit_code=None)
+            process.wait(60)
+    return {
+        "exit_codes": [value["exit_code"] for value in told],
+        "findings": [
+            {finding["what"]: finding["level"] for finding in value["findings"]} for value in told
+        ],
+        "second": code,
+        "said": said,
+    }
+
+
+def json_of(text: str) -> dict[str, Any]:
+    """Return the JSON value among what a command printed."""
+    value: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    return value
+
+
+# --- what the signature of the lock costs --------------------------------------------------
+
+
+def price() -> dict[str, Any]:
+    """Time transactions with and without the note in the lock file, in turn."""
+    from gpuledger import locks
+
+    Ledger.create(HERE / ".gpuledger")
+    store = Store(HERE / ".gpuledger")
+    genuine = locks.OuterLock._sign
+    times: dict[str, list[float]] = {"signed": [], "unsigned": []}
+    for number in range(160):
+        kind = ("signed", "unsigned")[number % 2]
+        sign = genuine if kind == "signed" else (lambda *_: None)
+        setattr(locks.OuterLock, "_sign", sign)  # noqa: B010
+        began_s = time.monotonic()
+        store.write(lambda db: db.execute("UPDATE ledger SET lease_s = lease_s"), operation="x")
+        times[kind].append(time.monotonic() - began_s)
+    return {kind: sorted(values)[len(values) // 2] * 1000 for kind, values in times.items()}
+
+
+STORIES: Mapping[str, Callable[..., Any]] = {
+    "drain": drain,
+    "stray": stray,
+    "hold-open": hold_open,
+    "read-along": read_along,
+    "gone-holder": gone_holder,
+    "hold-lock": hold_lock,
+    "try-lock": try_lock,
+    "crash": crash,
+    "die-in-change": die_in_change,
+    "sum-along": sum_along,
+    "doctor": doctor,
+    "price": price,
+}
+
+if __name__ == "__main__":
+    answer = STORIES[sys.argv[1]](*sys.argv[2:])
+    if answer is not None:
+        print(json.dumps(answer))

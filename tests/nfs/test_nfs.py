@@ -1,0 +1,67 @@
+"""The ledger on NFSv4.2 and NFSv3, in the lab: `python -m pytest -m nfs`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nfs.lab import tell
+from tests.nfs.stories import QUICK, SLOW
+
+pytestmark = [pytest.mark.nfs, pytest.mark.timeout(1000)]
+
+VERSIONS = [
+    pytest.param(("--vers", "4.2", "--lease", "10"), id="4.2"),
+    pytest.param(("--vers", "3"), id="3"),
+]
+
+
+@pytest.mark.parametrize("options", VERSIONS)
+def test_three_hosts_drain_a_queue_whatever_goes_wrong(options: tuple[str, ...]) -> None:
+    found = tell("drain", *options, "--clients", "3", timeout_s=700)
+    assert found["states"] == {"completed": QUICK + SLOW}, found
+    assert found["overlaps"] == [], found
+    assert found["integrity"] == "ok"
+    assert found["failures"] == 0, "nothing was the tasks' fault"
+    assert found["outcomes"]["completed"] == QUICK + SLOW
+    assert found["outcomes"].get("lost", 0) >= 1, "the killed worker's, or the cut off ones'"
+
+
+@pytest.mark.parametrize("options", VERSIONS[:1])
+def test_a_stray_program_that_keeps_the_file_open_does_no_harm(options: tuple[str, ...]) -> None:
+    found = tell("stray", *options)
+    assert found["kept"] == 0, found
+    assert found["broken"] > 0, "without SQLite's own lock old pages are read: that is why"
+
+
+def test_a_holder_whose_machine_is_gone_is_named() -> None:
+    found = tell("gone-holder", "--vers", "3")
+    assert "client1" in found["said"], found
+    assert "'claim' since" in found["said"]
+    assert "nothing was changed" in found["said"]
+
+
+@pytest.mark.parametrize("options", VERSIONS)
+def test_a_change_half_made_by_a_host_that_died_is_rolled_back_by_another(
+    options: tuple[str, ...],
+) -> None:
+    found = tell("crash", *options)
+    assert found["PERSIST"] == 0, found
+
+
+def test_doctor_proves_what_two_hosts_share() -> None:
+    found = tell("doctor", "--vers", "4.2")
+    for findings in found["findings"]:
+        for what in ("exclusion", "flock between hosts", "fcntl between hosts", "visibility"):
+            assert findings[what] == "good", found
+        assert findings["recovery"] == "good"
+    assert found["second"] is None, "the second host may work, too"
+
+
+def test_without_shared_locks_doctor_is_red_and_the_second_host_is_refused() -> None:
+    found = tell("doctor", "--vers", "3", "--opts-for", "2:vers=3,nolock")
+    for findings in found["findings"]:
+        assert findings["exclusion"] == "bad", found
+    assert found["exit_codes"] == [2, 2]
+    assert found["second"] == 69, found
+    assert "no lock" in found["said"]
+    assert "nothing was started" in found["said"]
