@@ -624,6 +624,8 @@ class Selection:
         states: Task states.
         error: Text that the last error or its traceback contains, case-insensitive.
         worker: Name of a worker that ran an attempt of it.
+        text: Text that the name, a parameter (`lr=0.1`) or the last error contains,
+            case-insensitive.
     """
 
     names: tuple[str, ...] = ()
@@ -631,6 +633,7 @@ class Selection:
     states: frozenset[TaskState] = frozenset()
     error: str | None = None
     worker: str | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

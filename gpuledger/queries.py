@@ -31,6 +31,20 @@ from gpuledger.model import (
 PAGE = 2000
 """Tasks read in one transaction: a few tens of milliseconds."""
 
+BEHIND_ALL = 2**63 - 1
+"""No task's id is so high."""
+
+NAME_AND_PARAMS = (
+    "lower((SELECT name FROM sweep WHERE id = task.sweep_id) || '_' || task.point || '_'"
+    " || task.seed || ' ' || replace(replace(task.params, '\"', ''), ': ', '='))"
+)
+"""A task as people write it: `exp1_0_42 {lr=0.1, model=resnet18}`."""
+
+LAST_ERROR = (
+    "lower((SELECT error FROM attempt WHERE task_id = task.id AND error IS NOT NULL"
+    " ORDER BY number DESC LIMIT 1))"
+)
+
 FAILURES_SHOWN = 200
 TRACEBACKS_SHOWN = 20
 HOUR_S = 3600.0
@@ -96,6 +110,9 @@ def where(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any,
     if selection.worker is not None:
         clauses.append("EXISTS (SELECT 1 FROM attempt WHERE task_id = task.id AND worker = ?)")
         values.append(selection.worker)
+    if selection.text is not None:
+        clauses.append(f"(instr({NAME_AND_PARAMS}, lower(?)) > 0 OR instr({LAST_ERROR}, lower(?)))")
+        values += [json.dumps(selection.text)[1:-1].replace('\\"', ""), selection.text]
     return " AND ".join(clauses), tuple(values)
 
 
@@ -154,6 +171,25 @@ def tasks(
     ).fetchall()
     records = [_task_record(db, row, folder) for row in rows]
     return records, (rows[-1]["id"] if rows else after)
+
+
+def tasks_before(
+    db: sqlite3.Connection, *, selection: Selection, folder: Path, before: int, limit: int
+) -> list[TaskRecord]:
+    """Return the last selected tasks with an id below `before`, in the order of creation."""
+    condition, values = where(db, selection)
+    rows = db.execute(
+        "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
+        f" JOIN sweep ON sweep.id = task.sweep_id WHERE {condition} AND task.id < ?"
+        " ORDER BY task.id DESC LIMIT ?",
+        (*values, before, limit),
+    ).fetchall()
+    return [_task_record(db, row, folder) for row in reversed(rows)]
+
+
+def task_id(db: sqlite3.Connection, name: str) -> int:
+    """Return the task's id; raise UnknownTask with the nearest names when there is none."""
+    return _known(db, name)
 
 
 def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> TaskRecord:

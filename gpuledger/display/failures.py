@@ -38,11 +38,16 @@ class Cause:
 
     Attributes:
         latest: The newest of the failures.
-        tasks: How many tasks.
+        names: The tasks, the one that failed last first.
     """
 
     latest: FailureView
-    tasks: int
+    names: tuple[str, ...]
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks."""
+        return len(self.names)
 
 
 def causes(failures: Sequence[FailureView]) -> list[Cause]:
@@ -52,7 +57,7 @@ def causes(failures: Sequence[FailureView]) -> list[Cause]:
         key = (failure.outcome.value, VARYING.sub("0", one_line(failure.error or "")))
         groups.setdefault(key, []).append(failure)
     return [
-        Cause(latest=group[0], tasks=len({failure.task for failure in group}))
+        Cause(latest=group[0], names=tuple(dict.fromkeys(failure.task for failure in group)))
         for group in groups.values()
     ]
 
@@ -67,7 +72,7 @@ def failure_lines(
     found = causes(failures)
     if not found:
         return []
-    blocks = [_block(cause, now, width) for cause in found[:CAUSES_SHOWN]]
+    blocks = [cause_lines(cause, now=now, width=width) for cause in found[:CAUSES_SHOWN]]
     sizes = [len(block) for block in blocks]
     rest = len(found) > len(blocks)
     if limit is not None and sum(sizes) + rest > limit:
@@ -102,7 +107,8 @@ def _shortened(block: Sequence[Text], size: int) -> list[Text]:
     return [*block[:2], *block[len(block) - (size - 2) :]]
 
 
-def _block(cause: Cause, now: float, width: int) -> list[Text]:
+def cause_lines(cause: Cause, *, now: float, width: int) -> list[Text]:
+    """Return a headline, where it happened last, and the end of that traceback."""
     latest = cause.latest
     error = one_line(latest.error or "") or f"{VERBS[latest.outcome]}, without a word"
     title = Text().append(f"{several(cause.tasks, 'task')}: ", style="bold red")

@@ -42,10 +42,11 @@ def task_detail(record: TaskRecord, *, width: int | None = None) -> RenderableTy
         record: The task.
         width: In cells; None means as wide as the console.
     """
-    return Drawing(draw=lambda cells: _lines(record, cells), width=width)
+    return Drawing(draw=lambda cells: detail_lines(record, width=cells), width=width)
 
 
-def _lines(record: TaskRecord, width: int) -> list[Text]:
+def detail_lines(record: TaskRecord, *, width: int) -> list[Text]:
+    """Return the lines of `task_detail`."""
     lines = _facts(record, width)
     if record.attempts:
         lines += [Text(), *_attempt_lines(record.attempts, width)]
