@@ -32,7 +32,6 @@ class LedgerApp(App[None]):
     """Looks at one ledger until `q`; ending it ends nothing else."""
 
     ENABLE_COMMAND_PALETTE = False
-    # In the terminal's own colours, on its own background, light or dark.
     CSS = "Toast { max-width: 100%; }"
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -40,8 +39,10 @@ class LedgerApp(App[None]):
         Binding("f", "go('failures')", "Failures"),
         Binding("t", "go('tasks')", "Tasks"),
         Binding("w", "go('workers')", "Workers"),
+        Binding("p", "screen.pause", "Pause"),
         Binding("question_mark", "help", "Help"),
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
 
@@ -53,7 +54,8 @@ class LedgerApp(App[None]):
             reader: Reads it, in a thread that the caller starts and ends.
             signals: Asked whether it is time to end; None for never.
         """
-        super().__init__()
+        # In the terminal's own colours, on its own background, light or dark.
+        super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
         errands = Errands(self.call_later)
         self._session = Session(ledger=ledger, reader=reader, errands=errands)

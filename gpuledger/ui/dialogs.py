@@ -22,7 +22,7 @@ DIALOG_CSS = """
 {name} {{ align: center middle; }}
 {name} > Vertical {{
     width: 76; max-width: 100%; height: auto; max-height: 100%;
-    border: round; padding: 0 1;
+    border: round ansi_default; padding: 0 1;
 }}
 """
 
@@ -136,7 +136,7 @@ class Help(ModalScreen[None]):
         """Fill the text, as high as the terminal allows."""
         lines = self.query_one(Lines)
         width = min(self.app.size.width, 76) - 4
-        lines.styles.height = len(help_lines(width))
+        lines.styles.height = len(help_lines(width - 1))
         lines.styles.max_height = max(self.app.size.height - 2, 1)
         lines.show(help_lines)
         lines.focus()

@@ -10,7 +10,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from gpuledger.ui.rows import strip_of
+from gpuledger.ui.rows import PLAIN, SCROLLS, strip_of
 
 Draw = Callable[[int], list[Text]]
 """Returns the lines for a width in cells."""
@@ -19,7 +19,7 @@ Draw = Callable[[int], list[Text]]
 class Lines(ScrollView, can_focus=True):
     """The text; the keys of every list scroll it."""
 
-    DEFAULT_CSS = "Lines { height: 1fr; overflow-x: hidden; }"
+    DEFAULT_CSS = "Lines {" + SCROLLS + "}"
 
     def __init__(self, id: str | None = None, *, follows: bool = False) -> None:
         """Prepare; with `follows` it begins at its end, and stays there when lines come."""
@@ -40,7 +40,7 @@ class Lines(ScrollView, can_focus=True):
         """Return the line at `y` of the widget."""
         index = y + self.scroll_offset.y
         if index >= len(self._lines):
-            return Strip.blank(self.size.width)
+            return Strip.blank(self.size.width, PLAIN)
         return strip_of(self._lines[index], self.app.console, self.size.width)
 
     def on_resize(self, event: events.Resize) -> None:

@@ -18,7 +18,10 @@ from gpuledger.ui.screens import LedgerScreen
 class OverviewScreen(LedgerScreen):
     """Progress, workers and failures, fitted to the terminal."""
 
-    DEFAULT_CSS = "OverviewScreen #headline { display: none; }"
+    DEFAULT_CSS = """
+    OverviewScreen #headline { display: none; }
+    OverviewScreen #status { overflow-y: hidden; scrollbar-gutter: auto; }
+    """
     name_shown: ClassVar[str] = "status"
 
     def body(self) -> Sequence[Widget]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual import events
@@ -19,7 +20,16 @@ from textual.strip import Strip
 Drawn = tuple[list[Text], list[list[Text]]]
 """The lines that stay at the top, and the lines of each row."""
 
+PLAIN = Style()
 SELECTED = Style(reverse=True)
+
+SCROLLS = """
+    height: 1fr; overflow-x: hidden;
+    scrollbar-gutter: stable; scrollbar-size-vertical: 1;
+    scrollbar-background: ansi_default; scrollbar-background-hover: ansi_default;
+    scrollbar-background-active: ansi_default; scrollbar-color: ansi_blue;
+"""
+"""A narrow bar whose room is always kept, so that nothing is laid out twice; no dark column."""
 
 NEAR_ROWS = 20
 """So few rows before the end it is time to get more."""
@@ -40,13 +50,15 @@ class Table:
 
 def strip_of(text: Text, console: Console, width: int) -> Strip:
     """Return a line of exactly `width` cells."""
-    return Strip(list(text.render(console, end=""))).adjust_cell_length(width)
+    # Textual's filters (NO_COLOR) want a style everywhere.
+    drawn = [Segment(s.text, s.style or PLAIN) for s in text.render(console, end="")]
+    return Strip(drawn).adjust_cell_length(width, PLAIN)
 
 
 class Rows(ScrollView, can_focus=True):
     """The list; the selected row stays the same when others come and go."""
 
-    DEFAULT_CSS = "Rows { height: 1fr; overflow-x: hidden; }"
+    DEFAULT_CSS = "Rows {" + SCROLLS + "}"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False),
@@ -106,7 +118,7 @@ class Rows(ScrollView, can_focus=True):
             return strip_of(self._heading[y], self.app.console, width)
         index = y - len(self._heading) + self.scroll_offset.y
         if not 0 <= index < len(self._lines):
-            return Strip.blank(width)
+            return Strip.blank(width, PLAIN)
         row, text = self._lines[index]
         strip = strip_of(text, self.app.console, width)
         return strip.apply_style(SELECTED) if row == self._cursor else strip

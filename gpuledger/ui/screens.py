@@ -40,7 +40,6 @@ class LedgerScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back", show=False),
-        Binding("p", "pause", "Pause"),
     ]
 
     name_shown: ClassVar[str] = ""

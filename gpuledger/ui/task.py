@@ -28,12 +28,13 @@ class TaskScreen(LedgerScreen):
     """What is known of the task above, its log below."""
 
     DEFAULT_CSS = """
-    TaskScreen #log { border-top: solid; }
-    TaskScreen #log:focus, TaskScreen #log:ansi:focus { border-top: heavy; }
+    TaskScreen #log { border-top: solid ansi_default; }
+    TaskScreen #log:focus { border-top: heavy ansi_default; }
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("l", "turn", "Log"),
+        Binding("tab,shift+tab", "turn", "Log", show=False),
         Binding("r", "retry", "Retry"),
         Binding("c", "cancel", "Cancel"),
     ]
@@ -80,7 +81,9 @@ class TaskScreen(LedgerScreen):
     def action_turn(self) -> None:
         """Give the keys to the other half."""
         detail, log = self.query_one("#detail", Lines), self.query_one("#log", Lines)
-        (detail if log.has_focus else log).focus()
+        other = detail if log.has_focus else log
+        other.display = True
+        other.focus()
 
     def action_retry(self) -> None:
         """Ask whether the task is to be retried."""
