@@ -47,6 +47,10 @@ LAST_ERROR = (
 
 FAILURES_SHOWN = 200
 TRACEBACKS_SHOWN = 20
+
+RECENT_FAILURES = 2000
+"""Failures that were made good since are passed over; so many are looked at."""
+
 HOUR_S = 3600.0
 
 
@@ -252,13 +256,14 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
         "SELECT COUNT(*) AS n FROM attempt WHERE outcome = 'completed' AND ended_at > ?",
         (now - HOUR_S,),
     ).fetchone()["n"]
+    counts = sum((view.counts for view in views), Counts())
     return Snapshot(
         taken_at=now,
         ledger=str(folder),
-        counts=sum((view.counts for view in views), Counts()),
+        counts=counts,
         sweeps=views,
         workers=tuple(_worker_views(db)),
-        failures=_latest_failures(db, only),
+        failures=_latest_failures(db, only, failed=counts.failed),
         ended_last_hour=recent,
     )
 
@@ -300,19 +305,49 @@ def _worker_views(db: sqlite3.Connection) -> list[WorkerView]:
     return views
 
 
-def _latest_failures(db: sqlite3.Connection, only: int | None) -> tuple[FailureView, ...]:
+LATEST_FAILURES = """
+    SELECT attempt.task_id, attempt.number, worker, outcome, ended_at, error,
+        task.state, task.failures, task.point, task.seed, sweep.name AS sweep, sweep.settings
+    FROM ({candidates}) AS attempt JOIN task ON task.id = attempt.task_id
+    JOIN sweep ON sweep.id = task.sweep_id
+    WHERE (:only IS NULL OR sweep.id = :only)
+        AND task.state NOT IN ('completed', 'cancelled') AND number > task.forgiven_until
+    ORDER BY ended_at DESC LIMIT :limit
+"""
+
+RECENT = """
+    SELECT * FROM attempt WHERE outcome IN ('failed', 'oom', 'timed_out', 'lost')
+    ORDER BY ended_at DESC LIMIT :recent
+"""
+
+OF_FAILED_TASKS = """
+    SELECT attempt.* FROM
+        (SELECT id FROM task WHERE state = 'failed' AND (:only IS NULL OR sweep_id = :only)
+        ORDER BY sweep_id DESC, id DESC LIMIT :limit)
+    JOIN attempt ON task_id = id AND outcome IN ('failed', 'oom', 'timed_out', 'lost')
+"""
+
+
+def _latest_failures(
+    db: sqlite3.Connection, only: int | None, *, failed: int
+) -> tuple[FailureView, ...]:
+    """Return the latest failures, one a task.
+
+    Args:
+        db: The ledger.
+        only: Id of a sweep; None means all.
+        failed: Number of tasks that failed for good: when the recent failures are all mended,
+            those are looked for by their state.
+    """
+    values = {"only": only, "limit": FAILURES_SHOWN, "recent": RECENT_FAILURES}
+    rows = db.execute(LATEST_FAILURES.format(candidates=RECENT), values).fetchall()
+    if failed and len(rows) < FAILURES_SHOWN:
+        known = {(row["task_id"], row["number"]) for row in rows}
+        older = db.execute(LATEST_FAILURES.format(candidates=OF_FAILED_TASKS), values)
+        rows += [row for row in older if (row["task_id"], row["number"]) not in known]
+        rows.sort(key=lambda row: row["ended_at"], reverse=True)
     views: dict[int, FailureView] = {}
-    for row in db.execute(
-        "SELECT attempt.task_id, attempt.number, worker, outcome, ended_at, error,"
-        " task.state, task.failures, task.point, task.seed, sweep.name AS sweep, sweep.settings"
-        " FROM attempt JOIN task ON task.id = attempt.task_id"
-        " JOIN sweep ON sweep.id = task.sweep_id"
-        " WHERE outcome IN ('failed', 'oom', 'timed_out', 'lost')"
-        " AND (:only IS NULL OR sweep.id = :only)"
-        " AND task.state NOT IN ('completed', 'cancelled') AND number > task.forgiven_until"
-        " ORDER BY ended_at DESC LIMIT :limit",
-        {"only": only, "limit": FAILURES_SHOWN},
-    ).fetchall():
+    for row in rows[:FAILURES_SHOWN]:
         if row["task_id"] not in views:
             views[row["task_id"]] = _failure_view(db, row, whole=len(views) < TRACEBACKS_SHOWN)
     return tuple(views.values())

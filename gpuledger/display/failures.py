@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from gpuledger.display.cells import cut
+from gpuledger.display.highlight import highlight
 from gpuledger.display.lines import VERBS, attempt_text
 from gpuledger.display.text import clean, moment, one_line, several
 from gpuledger.model import COUNTED_AS_FAILURE, FailureView, TaskState
@@ -144,10 +145,12 @@ def _traceback_end(failure: FailureView, error: str, width: int) -> list[Text]:
     lines = [line for line in lines if line and not POINTERS.fullmatch(line)]
     if lines and one_line(lines[-1]) == error:
         del lines[-1]
-    return [
-        Text(cut("    " + _plain_line(line), width), style="dim")
-        for line in lines[-TRACEBACK_LINES:]
-    ]
+    return [_drawn(_plain_line(line), width) for line in lines[-TRACEBACK_LINES:]]
+
+
+def _drawn(line: str, width: int) -> Text:
+    """Return the line in colours, indented, in at most `width` cells."""
+    return Text(cut("    ", width)).append_text(highlight(cut(line, max(width - 4, 0))))
 
 
 def _plain_line(line: str) -> str:

@@ -12,6 +12,7 @@ from gpuledger.display.bars import STATE_STYLES
 from gpuledger.display.cells import fold
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.grid import Cell, Column, grid, plain, whole
+from gpuledger.display.highlight import highlight
 from gpuledger.display.text import (
     JOINERS,
     clean,
@@ -133,7 +134,8 @@ def _traceback_lines(attempt: AttemptRecord, width: int) -> list[Text]:
     title = f"attempt {attempt.number} on {one_line(attempt.worker)} ended with:"
     lines = _folded(title, width, "dim")
     for line in (attempt.traceback or "").rstrip().splitlines():
-        lines += _folded(JOINERS.sub("", clean(line).expandtabs(4)), width)
+        safe = JOINERS.sub("", clean(line).expandtabs(4))
+        lines += [highlight(piece) for piece in fold(safe, width)]
     return lines
 
 

@@ -11,7 +11,7 @@ from gpuledger.display.cells import cut, flow, wrap
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.failures import failure_lines
 from gpuledger.display.sweeps import state_texts, sweep_lines
-from gpuledger.display.text import duration, instant, one_line, several
+from gpuledger.display.text import MINUTE_S, duration, instant, one_line, several
 from gpuledger.display.workers import is_idle_gpu, worker_lines
 from gpuledger.model import Snapshot, TaskState
 
@@ -122,6 +122,10 @@ def count_texts(snapshot: Snapshot) -> list[Text]:
         parts.append(Text(f"{several(idle, 'GPU worker')} idle", style="bold yellow"))
     if snapshot.ended_last_hour > 0:
         parts.append(Text(f"{snapshot.ended_last_hour}/h"))
+    begun = [sweep.created_at for sweep in snapshot.sweeps if sweep.counts.remaining]
+    elapsed_s = snapshot.taken_at - min(begun, default=snapshot.taken_at)
+    if elapsed_s >= MINUTE_S:
+        parts.append(Text(f"{duration(elapsed_s)} elapsed"))
     if not counts.remaining:
         parts.append(Text("done", style="bold"))
     elif snapshot.eta_s is not None:
