@@ -116,7 +116,7 @@ def where(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any,
         values.append(selection.worker)
     if selection.text is not None:
         clauses.append(f"(instr({NAME_AND_PARAMS}, lower(?)) > 0 OR instr({LAST_ERROR}, lower(?)))")
-        values += [json.dumps(selection.text)[1:-1].replace('\\"', ""), selection.text]
+        values += [json.dumps(selection.text)[1:-1].replace('"', ""), selection.text]
     return " AND ".join(clauses), tuple(values)
 
 

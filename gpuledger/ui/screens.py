@@ -69,11 +69,13 @@ class LedgerScreen(Screen[None]):
         self.refresh_all()
 
     def on_resize(self) -> None:
-        """Fit the headline to the width."""
-        self.show_headline(self.session.reader.latest())
+        """Fit everything to the size; the first time comes before there is anything."""
+        self.refresh_all()
 
     def refresh_all(self) -> None:
         """Show the newest snapshot."""
+        if not self.query("#headline"):
+            return
         snapshot = self.session.reader.latest()
         self.show_headline(snapshot)
         self.follow(snapshot)

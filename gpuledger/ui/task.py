@@ -28,7 +28,8 @@ class TaskScreen(LedgerScreen):
     """What is known of the task above, its log below."""
 
     DEFAULT_CSS = """
-    TaskScreen #log { border-top: solid ansi_default; }
+    TaskScreen #detail { height: 3fr; }
+    TaskScreen #log { height: 2fr; border-top: solid ansi_default; }
     TaskScreen #log:focus { border-top: heavy ansi_default; }
     """
 
@@ -58,16 +59,13 @@ class TaskScreen(LedgerScreen):
         self.query_one("#detail", Lines).focus()
         self._share_room()
 
-    def on_resize(self) -> None:
-        """Show both halves, or the one that has the keys."""
-        self._share_room()
-
     def on_descendant_focus(self) -> None:
         """Show the half that got the keys."""
         self._share_room()
 
     def follow(self, snapshot: Snapshot) -> None:
         """Read the task again when the ledger changed, and its log in any case."""
+        self._share_room()
         if self._reading != self.session.reader.readings:
             self.on_changed()
         self._read_log()
