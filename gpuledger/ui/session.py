@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpuledger.cli.live import Reader
+from gpuledger.clock import Clock, SystemClock
 from gpuledger.ledger import Ledger
 from gpuledger.ui.errands import Errands
 
@@ -17,8 +18,10 @@ class Session:
         ledger: The ledger; only errands and the reader touch it.
         reader: Has the newest snapshot.
         errands: Whatever may have to wait.
+        clock: This machine's.
     """
 
     ledger: Ledger
     reader: Reader
     errands: Errands
+    clock: Clock = field(default_factory=SystemClock)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from gpuledger.cli.live import pause_after
 from gpuledger.display.tasks import task_lines
 from gpuledger.errors import LedgerError
 from gpuledger.ledger import Ledger
@@ -92,10 +93,12 @@ class TasksScreen(ListScreen):
         self._window = Window()
         self._selection = Selection()
         self._reading = -1
+        self._rest_until_s = 0.0
 
     def follow(self, snapshot: Snapshot) -> None:
-        """Read the window again when the ledger changed."""
-        if self._reading != self.session.reader.readings:
+        """Read the window again when the ledger changed; a slow answer is not asked for often."""
+        rested = self.session.clock.boottime() >= self._rest_until_s
+        if rested and self._reading != self.session.reader.readings:
             self.on_changed()
 
     def on_changed(self) -> None:
@@ -147,6 +150,15 @@ class TasksScreen(ListScreen):
 
     def _ask(self, work: Callable[[], Window], *, jump: bool | None = None) -> None:
         selection = self._selection
+        clock = self.session.clock
+
+        def timed() -> Window:
+            began_s = clock.boottime()
+            try:
+                return work()
+            finally:
+                ended_s = clock.boottime()
+                self._rest_until_s = ended_s + pause_after(ended_s - began_s)
 
         def answered(answer: Window | LedgerError) -> None:
             if selection != self._selection or not self.is_attached:
@@ -158,7 +170,7 @@ class TasksScreen(ListScreen):
             else:
                 self._take(answer, jump)
 
-        self.session.errands.ask("tasks", work, answered)
+        self.session.errands.ask("tasks", timed, answered)
 
     def _take(self, window: Window, jump: bool | None) -> None:
         self._window = window
