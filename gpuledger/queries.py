@@ -258,13 +258,15 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
         (now - HOUR_S,),
     ).fetchone()["n"]
     counts = sum((view.counts for view in views), Counts())
+    failures, more_failures = _latest_failures(db, only, failed=counts.failed)
     return Snapshot(
         taken_at=now,
         ledger=str(folder),
         counts=counts,
         sweeps=views,
         workers=tuple(_worker_views(db)),
-        failures=_latest_failures(db, only, failed=counts.failed),
+        failures=failures,
+        more_failures=more_failures,
         ended_last_hour=recent,
     )
 
@@ -331,8 +333,8 @@ OF_FAILED_TASKS = """
 
 def _latest_failures(
     db: sqlite3.Connection, only: int | None, *, failed: int
-) -> tuple[FailureView, ...]:
-    """Return the latest failures, one a task.
+) -> tuple[tuple[FailureView, ...], bool]:
+    """Return the latest failures, one a task, and whether there are more.
 
     Args:
         db: The ledger.
@@ -351,7 +353,7 @@ def _latest_failures(
     for row in rows[:FAILURES_SHOWN]:
         if row["task_id"] not in views:
             views[row["task_id"]] = _failure_view(db, row, whole=len(views) < TRACEBACKS_SHOWN)
-    return tuple(views.values())
+    return tuple(views.values()), len(rows) >= FAILURES_SHOWN
 
 
 def _failure_view(db: sqlite3.Connection, row: sqlite3.Row, *, whole: bool) -> FailureView:

@@ -23,6 +23,7 @@ from gpuledger.display import text as texts
 from gpuledger.display.bars import shares
 from gpuledger.display.cells import cut, fold
 from gpuledger.display.failures import causes
+from gpuledger.display.highlight import highlight
 from gpuledger.display.lines import claimed_line, ended_line, event_line, waiting_line
 from gpuledger.display.results import results_table
 from gpuledger.display.show import task_detail
@@ -997,3 +998,36 @@ def test_what_every_command_imports_is_light(module: str, not_loaded: list[str])
     code = f"import sys, gpuledger.display.{module}; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(not_loaded) & set(ran.stdout.split())
+
+
+def coloured(line: str) -> list[tuple[str, str]]:
+    return [(str(s.style), s.text) for s in highlight(line).render(Console()) if s.text.strip()]
+
+
+def test_a_traceback_is_coloured() -> None:
+    assert coloured('  File "a.py", line 3, in <module>') == [
+        ("not dim cyan", '  File "a.py"'),
+        ("dim", ", line "),
+        ("not dim magenta", "3"),
+        ("dim", ", in "),
+        ("bold not dim", "<module>"),
+    ]
+    assert coloured("    return open('data', 3)  # why") == [
+        ("magenta", "return"),
+        ("bold", "open"),
+        ("none", "("),
+        ("green", "'data'"),
+        ("none", ", "),
+        ("cyan", "3"),
+        ("none", ")  "),
+        ("dim", "# why"),
+    ]
+    assert coloured("KeyError: 'x'") == [("bold red", "KeyError"), ("red", ": 'x'")]
+    assert coloured("Traceback (most recent call last):")[0][0] == "dim"
+
+
+@given(st.text(max_size=200))
+def test_colours_change_no_letter(text: str) -> None:
+    line = texts.one_line(text)
+    assert highlight(f"    {line}").plain == f"    {line}"
+    assert highlight(line).plain == line

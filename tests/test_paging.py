@@ -92,6 +92,16 @@ def test_old_failures_are_found_when_all_recent_ones_are_mended(
     assert lab.ledger.snapshot(sweep="b").failures == ()
 
 
+def test_more_failures_than_are_shown_are_said_to_be_more(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        lab.fail("KeyError: 'x'")
+    assert "3 tasks: KeyError" in lab.run("status", "--once").stdout
+    monkeypatch.setattr(queries, "FAILURES_SHOWN", 2)
+    assert "2+ tasks: KeyError" in lab.run("status", "--once").stdout
+
+
 def test_what_was_found_is_the_same_in_another_process(lab: Lab) -> None:
     again = Ledger.open(lab.ledger.folder)
     assert [record.task for record in again.tasks_before(limit=1)] == ["b_2_42"]

@@ -40,10 +40,12 @@ class Cause:
     Attributes:
         latest: The newest of the failures.
         names: The tasks, the one that failed last first.
+        more: There may be older ones that are not known here.
     """
 
     latest: FailureView
     names: tuple[str, ...]
+    more: bool = False
 
     @property
     def tasks(self) -> int:
@@ -51,26 +53,40 @@ class Cause:
         return len(self.names)
 
 
-def causes(failures: Sequence[FailureView]) -> list[Cause]:
-    """Return the failures grouped by outcome and error, numbers in it ignored; newest first."""
+def causes(failures: Sequence[FailureView], *, more: bool = False) -> list[Cause]:
+    """Return the failures grouped by outcome and error, numbers in it ignored; newest first.
+
+    Args:
+        failures: The newest first.
+        more: There are others that are not among them.
+    """
     groups: dict[tuple[str, str], list[FailureView]] = {}
     for failure in failures:
         key = (failure.outcome.value, VARYING.sub("0", one_line(failure.error or "")))
         groups.setdefault(key, []).append(failure)
     return [
-        Cause(latest=group[0], names=tuple(dict.fromkeys(failure.task for failure in group)))
+        Cause(
+            latest=group[0],
+            names=tuple(dict.fromkeys(failure.task for failure in group)),
+            more=more,
+        )
         for group in groups.values()
     ]
 
 
 def failure_lines(
-    failures: Sequence[FailureView], *, now: float, width: int, limit: int | None
+    failures: Sequence[FailureView],
+    *,
+    now: float,
+    width: int,
+    limit: int | None,
+    more: bool = False,
 ) -> list[Text]:
     """Return at most `limit` lines (None: the first causes, each with its traceback's end).
 
     Every cause gets its headline before one gets details; the newest gets its traceback first.
     """
-    found = causes(failures)
+    found = causes(failures, more=more)
     if not found:
         return []
     blocks = [cause_lines(cause, now=now, width=width) for cause in found[:CAUSES_SHOWN]]
@@ -85,8 +101,8 @@ def failure_lines(
         line for block, size in zip(blocks, sizes, strict=True) for line in _shortened(block, size)
     ]
     if rest:
-        more = several(len(found) - len(blocks), "more cause")
-        lines.append(Text(cut(f"… {more} of failures", width), style="dim"))
+        hidden = several(len(found) - len(blocks), "more cause")
+        lines.append(Text(cut(f"… {hidden} of failures", width), style="dim"))
     return lines if limit is None else lines[:limit]
 
 
@@ -112,7 +128,8 @@ def cause_lines(cause: Cause, *, now: float, width: int) -> list[Text]:
     """Return a headline, where it happened last, and the end of that traceback."""
     latest = cause.latest
     error = one_line(latest.error or "") or f"{VERBS[latest.outcome]}, without a word"
-    title = Text().append(f"{several(cause.tasks, 'task')}: ", style="bold red")
+    count = f"{cause.tasks}+ tasks" if cause.more else several(cause.tasks, "task")
+    title = Text().append(f"{count}: ", style="bold red")
     title.append(cut(error, width - title.cell_len), style="red")
     return [
         title,

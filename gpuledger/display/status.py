@@ -43,7 +43,11 @@ def status_lines(snapshot: Snapshot, *, width: int, height: int | None) -> list[
         lambda limit: sweep_lines(snapshot.sweeps, width=width, limit=limit),
         lambda limit: worker_lines(snapshot.workers, claimable=pending, width=width, limit=limit),
         lambda limit: failure_lines(
-            snapshot.failures, now=snapshot.taken_at, width=width, limit=limit
+            snapshot.failures,
+            now=snapshot.taken_at,
+            width=width,
+            limit=limit,
+            more=snapshot.more_failures,
         ),
     ]
     needed = [len(section(height)) for section in sections]  # what is over it, nobody sees

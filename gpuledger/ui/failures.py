@@ -26,7 +26,11 @@ class FailuresScreen(ListScreen):
     def follow(self, snapshot: Snapshot) -> None:
         """Show the causes that the filter lets through."""
         wanted = self.filter_text.lower()
-        found = [cause for cause in causes(snapshot.failures) if wanted in _text(cause)]
+        found = [
+            cause
+            for cause in causes(snapshot.failures, more=snapshot.more_failures)
+            if wanted in _text(cause)
+        ]
         # The oldest task of a cause stays, while newer ones come in front of it.
         self._causes = {cause.names[-1]: cause for cause in found}
 
