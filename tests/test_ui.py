@@ -241,6 +241,21 @@ def test_a_filter_narrows_the_tasks_until_escape(lab: Lab) -> None:
     on_screen(lab.ledger, look)
 
 
+def test_of_one_sweep_nothing_else_is_shown(lab: Lab) -> None:
+    async def look(screen: Screen) -> None:
+        await screen.until_seen("1 sweep ", "exp2")
+        await screen.press("t")
+        await screen.until_seen("exp2_0_42")
+        assert "exp1" not in screen.text()
+        await screen.press("slash")
+        await screen.type("lr=0.001")
+        await screen.until_gone("exp2_0_42")
+        await screen.until_seen("exp2_2_42")
+        assert "exp1" not in screen.text()
+
+    on_screen(lab.ledger, look, sweep="exp2")
+
+
 @pytest.mark.parametrize(("key", "there", "other"), [("f", "KeyError", "OSError")])
 def test_a_filter_narrows_the_other_lists(lab: Lab, key: str, there: str, other: str) -> None:
     lab.fail("KeyError: 1")

@@ -57,19 +57,23 @@ class Screen:
 
 
 @contextlib.asynccontextmanager
-async def shown(ledger: Ledger, *, size: tuple[int, int] = (100, 30)) -> AsyncIterator[Screen]:
+async def shown(
+    ledger: Ledger, *, size: tuple[int, int], sweep: str | None
+) -> AsyncIterator[Screen]:
     """Run the application on a ledger, on a pretended terminal."""
-    with Reader(ledger, sweep=None, every_s=0.0) as reader:
-        app = LedgerApp(ledger, reader)
+    with Reader(ledger, sweep=sweep, every_s=0.0) as reader:
+        app = LedgerApp(ledger, reader, sweep=sweep)
         async with app.run_test(size=size, notifications=True) as pilot:
             yield Screen(app, pilot, reader)
 
 
-def on_screen(ledger: Ledger, test: Test, *, size: tuple[int, int] = (100, 30)) -> None:
+def on_screen(
+    ledger: Ledger, test: Test, *, size: tuple[int, int] = (100, 30), sweep: str | None = None
+) -> None:
     """Run a test of what a user sees."""
 
     async def run() -> None:
-        async with shown(ledger, size=size) as screen:
+        async with shown(ledger, size=size, sweep=sweep) as screen:
             await test(screen)
 
     asyncio.run(run())

@@ -46,19 +46,27 @@ class LedgerApp(App[None]):
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
 
-    def __init__(self, ledger: Ledger, reader: Reader, signals: Signals | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        reader: Reader,
+        signals: Signals | None = None,
+        *,
+        sweep: str | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             ledger: To look at.
             reader: Reads it, in a thread that the caller starts and ends.
             signals: Asked whether it is time to end; None for never.
+            sweep: Only this one is looked at, as by the reader; None means all.
         """
         # In the terminal's own colours, on its own background, light or dark.
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
         errands = Errands(self.call_later)
-        self._session = Session(ledger=ledger, reader=reader, errands=errands)
+        self._session = Session(ledger=ledger, reader=reader, errands=errands, sweep=sweep)
         self._signals = signals
         self._shown: Any = None
 

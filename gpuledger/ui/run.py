@@ -12,7 +12,7 @@ def look(ledger: Ledger, *, sweep: str | None, mouse: bool) -> int:
     """Show the ledger until the user leaves; return the exit code."""
     # Lists and tasks are read, too: together as often as the status alone.
     with Reader(ledger, sweep=sweep, every_s=2 * READ_S) as reader, listen() as signals:
-        app = LedgerApp(ledger, reader, signals)
+        app = LedgerApp(ledger, reader, signals, sweep=sweep)
         app.run(mouse=mouse)
         if signals.terminates:
             return INTERRUPTED

@@ -18,10 +18,12 @@ class Session:
         ledger: The ledger; only errands and the reader touch it.
         reader: Has the newest snapshot.
         errands: Whatever may have to wait.
+        sweep: Only this one is looked at; None means all.
         clock: This machine's.
     """
 
     ledger: Ledger
     reader: Reader
     errands: Errands
+    sweep: str | None = None
     clock: Clock = field(default_factory=SystemClock)

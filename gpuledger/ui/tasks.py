@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from gpuledger.cli.live import pause_after
@@ -91,7 +91,7 @@ class TasksScreen(ListScreen):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._window = Window()
-        self._selection = Selection()
+        self._selection = Selection(sweep=session.sweep)
         self._reading = -1
         self._rest_until_s = 0.0
 
@@ -109,7 +109,9 @@ class TasksScreen(ListScreen):
 
     def filtered(self) -> None:
         """Begin with the first tasks of another selection."""
-        selection = self._selection = selection_of(self.filter_text)
+        chosen = selection_of(self.filter_text)
+        selection = replace(chosen, sweep=chosen.sweep or self.session.sweep)
+        self._selection = selection
         self._window = Window()
         self._ask(lambda: first_page(self.session.ledger, selection))
         self.show_headline(self.session.reader.latest())
