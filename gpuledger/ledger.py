@@ -320,7 +320,7 @@ class Ledger:
         """
         chosen = selection or Selection()
         found: list[TaskRecord] = []
-        begin = 0 if after is None else self.store.read(partial(queries.task_id, name=after))
+        begin: int | str = 0 if after is None else after
         while limit is None or len(found) < limit:
             size = queries.PAGE if limit is None else min(queries.PAGE, limit - len(found))
             page, begin = self.store.read(

@@ -163,9 +163,10 @@ def task_names(db: sqlite3.Connection, starting_with: str, *, limit: int) -> lis
 
 
 def tasks(
-    db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int, limit: int
+    db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int | str, limit: int
 ) -> tuple[list[TaskRecord], int]:
-    """Return the next selected tasks with an id above `after`, and the last one's id."""
+    """Return the next selected tasks behind `after` (an id, or a name), and the last one's id."""
+    after = task_id(db, after) if isinstance(after, str) else after
     condition, values = where(db, selection)
     rows = db.execute(
         "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
