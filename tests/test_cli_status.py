@@ -122,6 +122,12 @@ class Terminal:
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def close(self) -> None:
+        """Go away, as a window that is closed does."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
     def settings(self) -> list[object]:
         return termios.tcgetattr(self._master)
 
@@ -161,12 +167,13 @@ def on_a_terminal(
         preexec_fn=own_the_terminal,
     )
     os.close(slave)
+    terminal = Terminal(process, master)
     try:
-        yield Terminal(process, master)
+        yield terminal
     finally:
         process.kill()
         process.wait()
-        os.close(master)
+        terminal.close()
 
 
 @pytest.mark.parametrize("end", ["ctrl-c", "q"])

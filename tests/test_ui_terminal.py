@@ -14,6 +14,7 @@ import pytest
 from tests.cli_support import Lab, make_lab, sweep
 from tests.helpers import wait_until
 from tests.shell import environment
+from tests.test_cli_status import on_a_terminal
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 
@@ -129,3 +130,23 @@ def test_it_is_suspended_and_goes_on(lab: Lab, terminal: Tmux) -> None:
     terminal.keys("q")
     wait_until(lambda: "Quit" not in terminal.screen(), because="it ended")
     assert_as_before(terminal, code=0)
+
+
+def test_when_its_window_is_closed_nothing_of_it_is_left(lab: Lab, tmp_path: Path) -> None:
+    with on_a_terminal("ui", cwd=tmp_path) as terminal:
+        terminal.wait_for(b"Quit")
+        terminal.close()
+        wait_until(lambda: terminal.process.poll() is not None, because="it left")
+
+
+def test_told_to_end_it_ends_although_its_terminal_takes_nothing(lab: Lab, tmp_path: Path) -> None:
+    with on_a_terminal("ui", cwd=tmp_path) as terminal:
+        before = terminal.settings()
+        terminal.wait_for(b"Quit")
+        for size in range(40, 140):  # nobody reads what is drawn
+            terminal.resize(40, size)
+            terminal.type(b"tfw")
+        terminal.process.terminate()
+        wait_until(lambda: terminal.process.poll() is not None, because="it left")
+        assert terminal.process.returncode == 130
+        assert terminal.settings() == before
