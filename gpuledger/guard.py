@@ -220,6 +220,7 @@ def watch(channel: int, *, nonce: str, fence_s: float) -> None:
     """Watch over the tasks of one worker until it is gone, then kill what it left."""
     task: Process | None = None
     heard_at = _boottime()
+    told = False
     step_s = min(max(fence_s / 8, 0.05), 5.0)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
@@ -230,10 +231,14 @@ def watch(channel: int, *, nonce: str, fence_s: float) -> None:
                 break
             if message == RENEWED:
                 heard_at = _boottime()
+                told = False
             elif message.startswith(TASK):
                 task = read_process(int(message.split()[1]))
         if _boottime() - heard_at >= fence_s:
-            _freeze(channel, nonce, task, fence_s=fence_s)
+            # What hangs in the kernel stops when it comes back: again and again, but told once.
+            if _freeze(channel, nonce, task) and not told:
+                told = True
+                _say(f"no sign of life from the worker for {fence_s:.0f} s; its task is frozen")
     killed = kill_all(lambda: marked(nonce, session=task), wait_s=KILL_WAIT_S)
     if killed:
         _say(f"the worker died; killed {killed} process(es) of its task")
@@ -247,14 +252,15 @@ def main() -> None:
     watch(0, nonce=sys.argv[1], fence_s=float(sys.argv[2]))
 
 
-def _freeze(channel: int, nonce: str, task: Process | None, *, fence_s: float) -> None:
+def _freeze(channel: int, nonce: str, task: Process | None) -> bool:
+    """Stop what runs, and tell the worker; return whether anything did."""
     fresh = [p for p in freeze_all(lambda: marked(nonce, session=task)) if p.state not in "Tt"]
     if not fresh:
-        return
+        return False
     with suppress(OSError):  # it is gone, which is seen next, or has many notices unread
         # Sent after the last one was stopped: a worker that thaws upon this notice thaws all.
         os.write(channel, FROZEN)
-    _say(f"no sign of life from the worker for {fence_s:.0f} s; its task is frozen")
+    return True
 
 
 def _receive(channel: int) -> bytes:

@@ -338,8 +338,22 @@ class Ledger:
         )
         return queries.with_signs_of_life(bare, self.folder, now=now)
 
+    def refresh(self, snapshot: Snapshot) -> Snapshot:
+        """Return the snapshot with the workers' signs of life read anew, without any lock.
+
+        Tasks, counts and failures stay as they were: ask for another `snapshot` when
+        `store.change_counter()` moved.
+        """
+        now = self._clock.now()
+        bare = replace(snapshot, taken_at=now, unreachable=None)
+        return queries.with_signs_of_life(bare, self.folder, now=now)
+
     def tasks(
-        self, selection: Selection | None = None, *, limit: int | None = None
+        self,
+        selection: Selection | None = None,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> list[TaskRecord]:
         """Return the selected tasks with all their attempts, in the order of creation.
 
@@ -348,21 +362,41 @@ class Ledger:
         Args:
             selection: Which; None means all.
             limit: Return at most so many; None means all.
+            after: Name of a task, to begin behind it; None means to begin with the first.
         """
         chosen = selection or Selection()
         found: list[TaskRecord] = []
-        after = 0
+        begin: int | str = 0 if after is None else after
         while limit is None or len(found) < limit:
             size = queries.PAGE if limit is None else min(queries.PAGE, limit - len(found))
-            page, after = self.store.read(
+            page, begin = self.store.read(
                 partial(
-                    queries.tasks, selection=chosen, folder=self.folder, after=after, limit=size
+                    queries.tasks, selection=chosen, folder=self.folder, after=begin, limit=size
                 )
             )
             found.extend(page)
             if len(page) < size:
                 break
         return found
+
+    def tasks_before(
+        self, selection: Selection | None = None, *, limit: int, before: str | None = None
+    ) -> list[TaskRecord]:
+        """Return the last of the selected tasks, in the order of creation.
+
+        Args:
+            selection: Which; None means all.
+            limit: Return at most so many.
+            before: Name of a task, to end ahead of it; None means to end with the last.
+        """
+
+        def ask(db: sqlite3.Connection) -> list[TaskRecord]:
+            end = queries.BEHIND_ALL if before is None else queries.task_id(db, before)
+            return queries.tasks_before(
+                db, selection=selection or Selection(), folder=self.folder, before=end, limit=limit
+            )
+
+        return self.store.read(ask)
 
     def task(self, name: str) -> TaskRecord:
         """Return one task with all its attempts; raise UnknownTask when there is none."""

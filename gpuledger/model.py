@@ -567,7 +567,8 @@ class Snapshot:
         counts: Over all sweeps shown.
         sweeps: In the order of creation.
         workers: The live ones, by name.
-        failures: The latest first, at most a few dozen, one a task.
+        failures: The latest first, at most 200, one a task.
+        more_failures: There are older ones that are left out.
         eta_s: Seconds until nothing is left, or None when unknown.
         ended_last_hour: Attempts that ended well within the last hour.
         unreachable: Why the ledger could not be read this time (the rest is the last good
@@ -580,6 +581,7 @@ class Snapshot:
     sweeps: tuple[SweepView, ...] = ()
     workers: tuple[WorkerView, ...] = ()
     failures: tuple[FailureView, ...] = ()
+    more_failures: bool = False
     eta_s: float | None = None
     ended_last_hour: int = 0
     unreachable: str | None = None
@@ -645,6 +647,8 @@ class Selection:
         states: Task states.
         error: Text that the last error or its traceback contains, case-insensitive.
         worker: Name of a worker that ran an attempt of it.
+        text: Text that the name, a parameter (`lr=0.1`) or the last error contains,
+            case-insensitive.
     """
 
     names: tuple[str, ...] = ()
@@ -652,6 +656,7 @@ class Selection:
     states: frozenset[TaskState] = frozenset()
     error: str | None = None
     worker: str | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

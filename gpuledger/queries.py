@@ -32,8 +32,26 @@ from gpuledger.resources import no_worker_fits
 PAGE = 2000
 """Tasks read in one transaction: a few tens of milliseconds."""
 
+BEHIND_ALL = 2**63 - 1
+"""No task's id is so high."""
+
+NAME_AND_PARAMS = (
+    "lower((SELECT name FROM sweep WHERE id = task.sweep_id) || '_' || task.point || '_'"
+    " || task.seed || ' ' || replace(replace(task.params, '\"', ''), ': ', '='))"
+)
+"""A task as people write it: `exp1_0_42 {lr=0.1, model=resnet18}`."""
+
+LAST_ERROR = (
+    "lower((SELECT error FROM attempt WHERE task_id = task.id AND error IS NOT NULL"
+    " ORDER BY number DESC LIMIT 1))"
+)
+
 FAILURES_SHOWN = 200
 TRACEBACKS_SHOWN = 20
+
+RECENT_FAILURES = 2000
+"""Failures that were made good since are passed over; so many are looked at."""
+
 HOUR_S = 3600.0
 
 
@@ -97,6 +115,9 @@ def where(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any,
     if selection.worker is not None:
         clauses.append("EXISTS (SELECT 1 FROM attempt WHERE task_id = task.id AND worker = ?)")
         values.append(selection.worker)
+    if selection.text is not None:
+        clauses.append(f"(instr({NAME_AND_PARAMS}, lower(?)) > 0 OR instr({LAST_ERROR}, lower(?)))")
+        values += [json.dumps(selection.text)[1:-1].replace('"', ""), selection.text]
     return " AND ".join(clauses), tuple(values)
 
 
@@ -143,9 +164,10 @@ def task_names(db: sqlite3.Connection, starting_with: str, *, limit: int) -> lis
 
 
 def tasks(
-    db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int, limit: int
+    db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int | str, limit: int
 ) -> tuple[list[TaskRecord], int]:
-    """Return the next selected tasks with an id above `after`, and the last one's id."""
+    """Return the next selected tasks behind `after` (an id, or a name), and the last one's id."""
+    after = task_id(db, after) if isinstance(after, str) else after
     condition, values = where(db, selection)
     rows = db.execute(
         "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
@@ -155,6 +177,26 @@ def tasks(
     ).fetchall()
     records = [_task_record(db, row, folder) for row in rows]
     return records, (rows[-1]["id"] if rows else after)
+
+
+def tasks_before(
+    db: sqlite3.Connection, *, selection: Selection, folder: Path, before: int, limit: int
+) -> list[TaskRecord]:
+    """Return the last selected tasks with an id below `before`, in the order of creation."""
+    condition, values = where(db, selection)
+    rows = db.execute(
+        # By id: an index on something else would end in a sort of all tasks.
+        "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task NOT INDEXED"
+        f" JOIN sweep ON sweep.id = task.sweep_id WHERE {condition} AND task.id < ?"
+        " ORDER BY task.id DESC LIMIT ?",
+        (*values, before, limit),
+    ).fetchall()
+    return [_task_record(db, row, folder) for row in reversed(rows)]
+
+
+def task_id(db: sqlite3.Connection, name: str) -> int:
+    """Return the task's id; raise UnknownTask with the nearest names when there is none."""
+    return _known(db, name)
 
 
 def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> TaskRecord:
@@ -220,13 +262,16 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
         "SELECT COUNT(*) AS n FROM attempt WHERE outcome = 'completed' AND ended_at > ?",
         (now - HOUR_S,),
     ).fetchone()["n"]
+    counts = sum((view.counts for view in views), Counts())
+    failures, more_failures = _latest_failures(db, only, failed=counts.failed)
     return Snapshot(
         taken_at=now,
         ledger=str(folder),
-        counts=sum((view.counts for view in views), Counts()),
+        counts=counts,
         sweeps=views,
         workers=tuple(_worker_views(db)),
-        failures=_latest_failures(db, only),
+        failures=failures,
+        more_failures=more_failures,
         ended_last_hour=recent,
     )
 
@@ -280,22 +325,52 @@ def _worker_views(db: sqlite3.Connection) -> list[WorkerView]:
     return views
 
 
-def _latest_failures(db: sqlite3.Connection, only: int | None) -> tuple[FailureView, ...]:
+LATEST_FAILURES = """
+    SELECT attempt.task_id, attempt.number, worker, outcome, ended_at, error,
+        task.state, task.failures, task.point, task.seed, sweep.name AS sweep, sweep.settings
+    FROM ({candidates}) AS attempt JOIN task ON task.id = attempt.task_id
+    JOIN sweep ON sweep.id = task.sweep_id
+    WHERE (:only IS NULL OR sweep.id = :only)
+        AND task.state NOT IN ('completed', 'cancelled') AND number > task.forgiven_until
+    ORDER BY ended_at DESC LIMIT :limit
+"""
+
+RECENT = """
+    SELECT * FROM attempt WHERE outcome IN ('failed', 'oom', 'timed_out', 'lost')
+    ORDER BY ended_at DESC LIMIT :recent
+"""
+
+OF_FAILED_TASKS = """
+    SELECT attempt.* FROM
+        (SELECT id FROM task WHERE state = 'failed' AND (:only IS NULL OR sweep_id = :only)
+        ORDER BY sweep_id DESC, id DESC LIMIT :limit)
+    JOIN attempt ON task_id = id AND outcome IN ('failed', 'oom', 'timed_out', 'lost')
+"""
+
+
+def _latest_failures(
+    db: sqlite3.Connection, only: int | None, *, failed: int
+) -> tuple[tuple[FailureView, ...], bool]:
+    """Return the latest failures, one a task, and whether there are more.
+
+    Args:
+        db: The ledger.
+        only: Id of a sweep; None means all.
+        failed: Number of tasks that failed for good: when the recent failures are all mended,
+            those are looked for by their state.
+    """
+    values = {"only": only, "limit": FAILURES_SHOWN, "recent": RECENT_FAILURES}
+    rows = db.execute(LATEST_FAILURES.format(candidates=RECENT), values).fetchall()
+    if failed and len(rows) < FAILURES_SHOWN:
+        known = {(row["task_id"], row["number"]) for row in rows}
+        older = db.execute(LATEST_FAILURES.format(candidates=OF_FAILED_TASKS), values)
+        rows += [row for row in older if (row["task_id"], row["number"]) not in known]
+        rows.sort(key=lambda row: row["ended_at"], reverse=True)
     views: dict[int, FailureView] = {}
-    for row in db.execute(
-        "SELECT attempt.task_id, attempt.number, worker, outcome, ended_at, error,"
-        " task.state, task.failures, task.point, task.seed, sweep.name AS sweep, sweep.settings"
-        " FROM attempt JOIN task ON task.id = attempt.task_id"
-        " JOIN sweep ON sweep.id = task.sweep_id"
-        " WHERE outcome IN ('failed', 'oom', 'timed_out', 'lost')"
-        " AND (:only IS NULL OR sweep.id = :only)"
-        " AND task.state NOT IN ('completed', 'cancelled') AND number > task.forgiven_until"
-        " ORDER BY ended_at DESC LIMIT :limit",
-        {"only": only, "limit": FAILURES_SHOWN},
-    ).fetchall():
+    for row in rows[:FAILURES_SHOWN]:
         if row["task_id"] not in views:
             views[row["task_id"]] = _failure_view(db, row, whole=len(views) < TRACEBACKS_SHOWN)
-    return tuple(views.values())
+    return tuple(views.values()), len(rows) >= FAILURES_SHOWN
 
 
 def _failure_view(db: sqlite3.Connection, row: sqlite3.Row, *, whole: bool) -> FailureView:

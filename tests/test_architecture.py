@@ -61,10 +61,17 @@ RANK = {
     "fleet": 7,
     "worker": 8,
     "cli": 10,
+    "ui": 10,  # stands on how cli reads; cli starts it
     "__init__": 1,  # imports task
     "__main__": 11,
 }
-SAME_RANK_ALLOWED = {("display", "display"), ("cli", "cli")}
+SAME_RANK_ALLOWED = {
+    ("display", "display"),
+    ("cli", "cli"),
+    ("ui", "ui"),
+    ("ui", "cli"),
+    ("cli", "ui"),
+}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from gpuledger.cli.changes import LOOK_ANYWAY_S, POLL_S, Changes
-from gpuledger.cli.live import LATE_S, Reader, pause_after
+from gpuledger.cli.live import LATE_S, READ_S, Reader, pause_after
 from gpuledger.errors import LedgerUnreachable
 from gpuledger.model import Snapshot
 from tests.cli_support import Lab, make_lab, sweep
@@ -122,6 +122,12 @@ class Terminal:
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def close(self) -> None:
+        """Go away, as a window that is closed does."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
     def settings(self) -> list[object]:
         return termios.tcgetattr(self._master)
 
@@ -161,12 +167,13 @@ def on_a_terminal(
         preexec_fn=own_the_terminal,
     )
     os.close(slave)
+    terminal = Terminal(process, master)
     try:
-        yield Terminal(process, master)
+        yield terminal
     finally:
         process.kill()
         process.wait()
-        os.close(master)
+        terminal.close()
 
 
 @pytest.mark.parametrize("end", ["ctrl-c", "q"])
@@ -293,16 +300,41 @@ def test_the_reader_takes_the_lock_only_when_something_changed(
         asked.append("snapshot")
         return snapshot(sweep=sweep)
 
-    reader = Reader(lab.ledger, sweep=None, clock=ManualClock())
+    clock = ManualClock()
+    reader = Reader(lab.ledger, sweep=None, clock=clock)
     monkeypatch.setattr(lab.ledger, "snapshot", counted)
     for _ in range(5):
+        clock.advance(POLL_S)
         reader.read()
     assert asked == []
     lab.fail()
-    reader.read()
-    reader.read()
+    for _ in range(5):
+        clock.advance(POLL_S)
+        reader.read()
     assert asked == ["snapshot"]
     assert reader.latest().counts.failed == 1
+    assert reader.readings == 2
+
+
+def test_however_often_the_ledger_changes_the_lock_is_taken_less_than_once_a_second(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab.ledger.store, "change_counter", lambda: None)  # as if always new
+    clock = ManualClock()
+    reader = Reader(lab.ledger, sweep=None, clock=clock)
+    for _ in range(round(60 / POLL_S)):
+        clock.advance(POLL_S)
+        reader.read()
+    assert 30 <= reader.readings <= 60
+
+
+def test_a_refreshed_snapshot_says_again_when_it_was_taken(lab: Lab) -> None:
+    before = replace(lab.ledger.snapshot(), taken_at=1.0, unreachable="away")
+    lab.fail()
+    after = lab.ledger.refresh(before)
+    assert after.taken_at > before.taken_at
+    assert after.unreachable is None
+    assert after.counts == before.counts
 
 
 def test_the_reader_keeps_the_last_answer_and_says_that_it_is_old(
@@ -321,9 +353,11 @@ def test_the_reader_keeps_the_last_answer_and_says_that_it_is_old(
     with monkeypatch.context() as broken:
         broken.setattr(lab.ledger, "snapshot", away)
         reader.read()
+        reader.read()
         kept = reader.latest()
         assert kept.unreachable == "ledger /x cannot be used: stale"
         assert kept.counts.failed == 0
+    clock.advance(READ_S)
     reader.read()
     assert reader.latest().unreachable is None
     assert reader.latest().counts.failed == 1

@@ -23,6 +23,7 @@ from gpuledger.display import text as texts
 from gpuledger.display.bars import shares
 from gpuledger.display.cells import cut, fold
 from gpuledger.display.failures import causes
+from gpuledger.display.highlight import highlight
 from gpuledger.display.lines import claimed_line, ended_line, event_line, waiting_line
 from gpuledger.display.results import results_table
 from gpuledger.display.show import task_detail
@@ -427,7 +428,7 @@ def test_only_colours_are_used_that_can_be_read_on_light_and_dark() -> None:
     for view in views:
         coloured = drawn(view, width=100, force_terminal=True, color_system="truecolor")
         codes = {c for run in re.findall(r"\x1b\[([\d;]*)m", coloured) for c in run.split(";")}
-        assert codes <= {"0", "1", "2", "31", "32", "33", "36"}
+        assert codes <= {"0", "1", "2", "31", "32", "33", "35", "36"}
         assert "31" in codes
 
 
@@ -516,8 +517,8 @@ def test_a_sweep_without_tasks_is_shown_and_not_done() -> None:
 
 
 def test_an_unreachable_ledger_says_so_first() -> None:
-    first = status(unreachable(), width=140)[0]
-    assert first.startswith("ledger not readable: ledger /home/ada/exp/.gpuledger/ledger.db")
+    first = status(unreachable(), width=160)[0]
+    assert first.startswith("ledger not readable since 2023-11-14 22:13:20: ledger /home/ada/exp/")
     assert first.endswith("showing the last good answer")
 
 
@@ -997,3 +998,36 @@ def test_what_every_command_imports_is_light(module: str, not_loaded: list[str])
     code = f"import sys, gpuledger.display.{module}; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(not_loaded) & set(ran.stdout.split())
+
+
+def coloured(line: str) -> list[tuple[str, str]]:
+    return [(str(s.style), s.text) for s in highlight(line).render(Console()) if s.text.strip()]
+
+
+def test_a_traceback_is_coloured() -> None:
+    assert coloured('  File "a.py", line 3, in <module>') == [
+        ("not dim cyan", '  File "a.py"'),
+        ("dim", ", line "),
+        ("not dim magenta", "3"),
+        ("dim", ", in "),
+        ("bold not dim", "<module>"),
+    ]
+    assert coloured("    return open('data', 3)  # why") == [
+        ("magenta", "return"),
+        ("bold", "open"),
+        ("none", "("),
+        ("green", "'data'"),
+        ("none", ", "),
+        ("cyan", "3"),
+        ("none", ")  "),
+        ("dim", "# why"),
+    ]
+    assert coloured("KeyError: 'x'") == [("bold red", "KeyError"), ("red", ": 'x'")]
+    assert coloured("Traceback (most recent call last):")[0][0] == "dim"
+
+
+@given(st.text(max_size=200))
+def test_colours_change_no_letter(text: str) -> None:
+    line = texts.one_line(text)
+    assert highlight(f"    {line}").plain == f"    {line}"
+    assert highlight(line).plain == line

@@ -141,12 +141,12 @@ def test_all_waiters_together_poll_a_few_times_a_hold() -> None:
     few, many = Pace(), Pace()
     few.crowd, many.crowd = 8, 64
     assert mean(lambda: many.in_line_s(0.0)) == pytest.approx(
-        8 * mean(lambda: few.in_line_s(0.0)), rel=0.1
+        8 * mean(lambda: few.in_line_s(0.0)), rel=0.15
     )
     assert len({few.in_line_s(0.0) for _ in range(20)}) > 10
-    for _ in range(50):
+    for _ in range(200):
         few.learn(0.016)  # a slow file server
-    assert mean(lambda: few.in_line_s(0.0)) == pytest.approx(8 * 0.016 / 4, rel=0.1)
+    assert mean(lambda: few.in_line_s(0.0)) == pytest.approx(8 * 0.016 / 4, rel=0.15)
     assert mean(lambda: few.at_the_door_s(50.0)) == pytest.approx(locks.LONGEST_POLL_S, rel=0.1)
 
 

@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "work": "work",
     "run": "run",
     "status": "status",
+    "ui": "ui",
     "tasks": "tasks",
     "show": "tasks",
     "logs": "logs",

@@ -15,7 +15,6 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from gpuledger import queries
 from gpuledger.cli.changes import POLL_S, Changes
 from gpuledger.cli.output import echo_table, make_console
 from gpuledger.clock import Clock, SystemClock
@@ -31,6 +30,9 @@ READING_SHARE = 0.1
 
 PROMPT_LINES = 2
 """What the shell needs below the last status."""
+
+READ_S = 1.25
+"""Where changes never end, the lock is taken not more often than this."""
 
 LATE_S = 5.0
 """An answer that takes longer is said to be missing."""
@@ -74,15 +76,32 @@ def pause_after(reading_s: float) -> float:
 class Reader:
     """A thread that reads the ledger when it changed, and else only the signs of life."""
 
-    def __init__(self, ledger: Ledger, *, sweep: str | None, clock: Clock | None = None) -> None:
-        """Read a first time, in the caller's thread; raises what `Ledger.snapshot` raises."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        sweep: str | None,
+        clock: Clock | None = None,
+        every_s: float = READ_S,
+    ) -> None:
+        """Read a first time, in the caller's thread; raises what `Ledger.snapshot` raises.
+
+        Args:
+            ledger: To read.
+            sweep: Only this one; None means all.
+            clock: This machine's, unless a test moves time by hand.
+            every_s: Least time between two readings under the lock.
+        """
         self._ledger = ledger
         self._sweep = sweep
         self._clock: Clock = clock or SystemClock()
         self._changes = Changes(ledger.store, self._clock)
         self._changes.came()
+        self._every_s = every_s
         self._latest = ledger.snapshot(sweep=sweep)
-        self._answered_s = self._clock.boottime()
+        self.readings = 1
+        """How often the ledger itself was read: the tasks changed only when this did."""
+        self._answered_s = self._locked_s = self._clock.boottime()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="status-reader", daemon=True)
 
@@ -105,16 +124,19 @@ class Reader:
     def read(self) -> None:
         """Bring the answer up to date, or keep the last one and say why it is not."""
         try:
-            if self._changes.came():
+            if self._may_lock() and self._changes.came():
+                self._locked_s = self._clock.boottime()
                 self._latest = self._ledger.snapshot(sweep=self._sweep)
-            else:
-                now = self._clock.now()
-                bare = replace(self._latest, taken_at=now, unreachable=None)
-                self._latest = queries.with_signs_of_life(bare, self._ledger.folder, now=now)
+                self.readings += 1
+            elif self._latest.unreachable is None:
+                self._latest = self._ledger.refresh(self._latest)
         except LedgerError as error:
             self._changes.forget()
             self._latest = replace(self._latest, unreachable=error.problem)
         self._answered_s = self._clock.boottime()
+
+    def _may_lock(self) -> bool:
+        return self._clock.boottime() - self._locked_s >= self._every_s
 
     def _loop(self) -> None:
         pause_s = POLL_S

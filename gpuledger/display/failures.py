@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from gpuledger.display.cells import cut
+from gpuledger.display.highlight import highlight
 from gpuledger.display.lines import VERBS, attempt_text
 from gpuledger.display.text import clean, moment, one_line, several
 from gpuledger.model import COUNTED_AS_FAILURE, FailureView, TaskState
@@ -38,36 +39,57 @@ class Cause:
 
     Attributes:
         latest: The newest of the failures.
-        tasks: How many tasks.
+        names: The tasks, the one that failed last first.
+        more: There may be older ones that are not known here.
     """
 
     latest: FailureView
-    tasks: int
+    names: tuple[str, ...]
+    more: bool = False
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks."""
+        return len(self.names)
 
 
-def causes(failures: Sequence[FailureView]) -> list[Cause]:
-    """Return the failures grouped by outcome and error, numbers in it ignored; newest first."""
+def causes(failures: Sequence[FailureView], *, more: bool = False) -> list[Cause]:
+    """Return the failures grouped by outcome and error, numbers in it ignored; newest first.
+
+    Args:
+        failures: The newest first.
+        more: There are others that are not among them.
+    """
     groups: dict[tuple[str, str], list[FailureView]] = {}
     for failure in failures:
         key = (failure.outcome.value, VARYING.sub("0", one_line(failure.error or "")))
         groups.setdefault(key, []).append(failure)
     return [
-        Cause(latest=group[0], tasks=len({failure.task for failure in group}))
+        Cause(
+            latest=group[0],
+            names=tuple(dict.fromkeys(failure.task for failure in group)),
+            more=more,
+        )
         for group in groups.values()
     ]
 
 
 def failure_lines(
-    failures: Sequence[FailureView], *, now: float, width: int, limit: int | None
+    failures: Sequence[FailureView],
+    *,
+    now: float,
+    width: int,
+    limit: int | None,
+    more: bool = False,
 ) -> list[Text]:
     """Return at most `limit` lines (None: the first causes, each with its traceback's end).
 
     Every cause gets its headline before one gets details; the newest gets its traceback first.
     """
-    found = causes(failures)
+    found = causes(failures, more=more)
     if not found:
         return []
-    blocks = [_block(cause, now, width) for cause in found[:CAUSES_SHOWN]]
+    blocks = [cause_lines(cause, now=now, width=width) for cause in found[:CAUSES_SHOWN]]
     sizes = [len(block) for block in blocks]
     rest = len(found) > len(blocks)
     if limit is not None and sum(sizes) + rest > limit:
@@ -79,8 +101,8 @@ def failure_lines(
         line for block, size in zip(blocks, sizes, strict=True) for line in _shortened(block, size)
     ]
     if rest:
-        more = several(len(found) - len(blocks), "more cause")
-        lines.append(Text(cut(f"… {more} of failures", width), style="dim"))
+        hidden = several(len(found) - len(blocks), "more cause")
+        lines.append(Text(cut(f"… {hidden} of failures", width), style="dim"))
     return lines if limit is None else lines[:limit]
 
 
@@ -102,10 +124,12 @@ def _shortened(block: Sequence[Text], size: int) -> list[Text]:
     return [*block[:2], *block[len(block) - (size - 2) :]]
 
 
-def _block(cause: Cause, now: float, width: int) -> list[Text]:
+def cause_lines(cause: Cause, *, now: float, width: int) -> list[Text]:
+    """Return a headline, where it happened last, and the end of that traceback."""
     latest = cause.latest
     error = one_line(latest.error or "") or f"{VERBS[latest.outcome]}, without a word"
-    title = Text().append(f"{several(cause.tasks, 'task')}: ", style="bold red")
+    count = f"{cause.tasks}+ tasks" if cause.more else several(cause.tasks, "task")
+    title = Text().append(f"{count}: ", style="bold red")
     title.append(cut(error, width - title.cell_len), style="red")
     return [
         title,
@@ -138,10 +162,12 @@ def _traceback_end(failure: FailureView, error: str, width: int) -> list[Text]:
     lines = [line for line in lines if line and not POINTERS.fullmatch(line)]
     if lines and one_line(lines[-1]) == error:
         del lines[-1]
-    return [
-        Text(cut("    " + _plain_line(line), width), style="dim")
-        for line in lines[-TRACEBACK_LINES:]
-    ]
+    return [_drawn(_plain_line(line), width) for line in lines[-TRACEBACK_LINES:]]
+
+
+def _drawn(line: str, width: int) -> Text:
+    """Return the line in colours, indented, in at most `width` cells."""
+    return Text(cut("    ", width)).append_text(highlight(cut(line, max(width - 4, 0))))
 
 
 def _plain_line(line: str) -> str:

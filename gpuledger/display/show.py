@@ -13,6 +13,7 @@ from gpuledger.display.cells import fold
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.gpus import peak
 from gpuledger.display.grid import Cell, Column, grid, plain, whole
+from gpuledger.display.highlight import highlight
 from gpuledger.display.text import (
     JOINERS,
     clean,
@@ -43,10 +44,11 @@ def task_detail(record: TaskRecord, *, width: int | None = None) -> RenderableTy
         record: The task.
         width: In cells; None means as wide as the console.
     """
-    return Drawing(draw=lambda cells: _lines(record, cells), width=width)
+    return Drawing(draw=lambda cells: detail_lines(record, width=cells), width=width)
 
 
-def _lines(record: TaskRecord, width: int) -> list[Text]:
+def detail_lines(record: TaskRecord, *, width: int) -> list[Text]:
+    """Return the lines of `task_detail`."""
     lines = _facts(record, width)
     if record.attempts:
         lines += [Text(), *_attempt_lines(record.attempts, width)]
@@ -134,7 +136,8 @@ def _traceback_lines(attempt: AttemptRecord, width: int) -> list[Text]:
     title = f"attempt {attempt.number} on {one_line(attempt.worker)} ended with:"
     lines = _folded(title, width, "dim")
     for line in (attempt.traceback or "").rstrip().splitlines():
-        lines += _folded(JOINERS.sub("", clean(line).expandtabs(4)), width)
+        safe = JOINERS.sub("", clean(line).expandtabs(4))
+        lines += [highlight(piece) for piece in fold(safe, width)]
     return lines
 
 

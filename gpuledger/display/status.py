@@ -11,7 +11,7 @@ from gpuledger.display.cells import cut, flow, wrap
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.failures import failure_lines
 from gpuledger.display.sweeps import state_texts, sweep_lines
-from gpuledger.display.text import duration, one_line, several
+from gpuledger.display.text import MINUTE_S, duration, instant, one_line, several
 from gpuledger.display.workers import is_idle_gpu, worker_lines
 from gpuledger.model import Snapshot, TaskState
 
@@ -30,17 +30,24 @@ def status_view(snapshot: Snapshot, *, width: int, height: int | None = None) ->
         width: No line is longer, in cells.
         height: No more lines than this; None means all workers and sweeps.
     """
-    return Drawing(draw=lambda cells: _lines(snapshot, cells, height), width=width)
+    return Drawing(
+        draw=lambda cells: status_lines(snapshot, width=cells, height=height), width=width
+    )
 
 
-def _lines(snapshot: Snapshot, width: int, height: int | None) -> list[Text]:
+def status_lines(snapshot: Snapshot, *, width: int, height: int | None) -> list[Text]:
+    """Return the lines of `status_view`."""
     head = _head(snapshot, width)
-    claimable = _claimable(snapshot)
+    pending = claimable(snapshot)
     sections: list[Section] = [
         lambda limit: sweep_lines(snapshot.sweeps, width=width, limit=limit),
-        lambda limit: worker_lines(snapshot.workers, claimable=claimable, width=width, limit=limit),
+        lambda limit: worker_lines(snapshot.workers, claimable=pending, width=width, limit=limit),
         lambda limit: failure_lines(
-            snapshot.failures, now=snapshot.taken_at, width=width, limit=limit
+            snapshot.failures,
+            now=snapshot.taken_at,
+            width=width,
+            limit=limit,
+            more=snapshot.more_failures,
         ),
     ]
     needed = [len(section(height)) for section in sections]  # what is over it, nobody sees
@@ -80,14 +87,12 @@ def _head(snapshot: Snapshot, width: int) -> list[Text]:
     """Return what concerns everything: how far it is, and what to do next."""
     lines = []
     if snapshot.unreachable is not None:
-        why = one_line(snapshot.unreachable, limit=200)
-        problem = f"ledger not readable: {why}; showing the last good answer"
-        lines += wrap(problem, width, style="bold red", indent=2)
+        lines += wrap(unreachable_text(snapshot), width, style="bold red", indent=2)
     if not snapshot.counts.total and not snapshot.sweeps:
         empty = cut(f"no tasks yet in {one_line(snapshot.ledger)}", width, keep_end=width // 2)
         return [*lines, Text(empty), *_advice("start with:", "gpuledger init sweep.toml", width)]
-    lines += flow(_counts(snapshot), width)
-    if _claimable(snapshot) and not snapshot.workers:
+    lines += flow(count_texts(snapshot), width)
+    if claimable(snapshot) and not snapshot.workers:
         lines += _advice("no worker is running:", "gpuledger work --gpu 0", width)
     elif snapshot.counts.total and not snapshot.counts.remaining and not snapshot.counts.failed:
         lines += _advice("what came out:", "gpuledger results", width)
@@ -96,7 +101,17 @@ def _head(snapshot: Snapshot, width: int) -> list[Text]:
     return lines
 
 
-def _counts(snapshot: Snapshot) -> list[Text]:
+def unreachable_text(snapshot: Snapshot) -> str:
+    """Return since when and why the ledger cannot be read; '' when it can."""
+    if snapshot.unreachable is None:
+        return ""
+    why = one_line(snapshot.unreachable, limit=200)
+    since = instant(snapshot.taken_at)
+    return f"ledger not readable since {since}: {why}; showing the last good answer"
+
+
+def count_texts(snapshot: Snapshot) -> list[Text]:
+    """Return the headline in parts: how far everything is."""
     counts = snapshot.counts
     parts = [
         Text(several(len(snapshot.sweeps), "sweep"), style="bold"),
@@ -106,11 +121,15 @@ def _counts(snapshot: Snapshot) -> list[Text]:
             [TaskState.RUNNING, TaskState.FAILED, TaskState.PENDING, TaskState.CANCELLED],
         ),
     ]
-    idle = sum(is_idle_gpu(worker, _claimable(snapshot)) for worker in snapshot.workers)
+    idle = sum(is_idle_gpu(worker, claimable(snapshot)) for worker in snapshot.workers)
     if idle:
         parts.append(Text(f"{several(idle, 'GPU worker')} idle", style="bold yellow"))
     if snapshot.ended_last_hour > 0:
         parts.append(Text(f"{snapshot.ended_last_hour}/h"))
+    begun = [sweep.created_at for sweep in snapshot.sweeps if sweep.counts.remaining]
+    elapsed_s = snapshot.taken_at - min(begun, default=snapshot.taken_at)
+    if elapsed_s >= MINUTE_S:
+        parts.append(Text(f"{duration(elapsed_s)} elapsed"))
     if not counts.remaining:
         parts.append(Text("done", style="bold"))
     elif snapshot.eta_s is not None:
@@ -118,7 +137,7 @@ def _counts(snapshot: Snapshot) -> list[Text]:
     return parts
 
 
-def _claimable(snapshot: Snapshot) -> int:
+def claimable(snapshot: Snapshot) -> int:
     """Return how many pending tasks are not held back by a paused sweep."""
     return sum(sweep.counts.pending for sweep in snapshot.sweeps if sweep.paused is None)
 

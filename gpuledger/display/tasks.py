@@ -18,10 +18,11 @@ PARAM_DIGITS = 6
 
 def tasks_table(records: Sequence[TaskRecord], *, width: int | None = None) -> RenderableType:
     """Return one line for each task; `width` in cells, None means as wide as the console."""
-    return Drawing(draw=lambda cells: _lines(records, cells), width=width)
+    return Drawing(draw=lambda cells: task_lines(records, width=cells), width=width)
 
 
-def _lines(records: Sequence[TaskRecord], width: int) -> list[Text]:
+def task_lines(records: Sequence[TaskRecord], *, width: int) -> list[Text]:
+    """Return the headings and a line for each task; one line that says so for none."""
     if not records:
         return [Text("no such task", style="dim")]
     return grid(_columns(records), width=width)

@@ -11,6 +11,7 @@ from gpuledger.display.cells import cut
 from gpuledger.display.gpus import heat, problems
 from gpuledger.display.grid import Cell, Column, grid, pieces, plain, whole
 from gpuledger.display.text import (
+    MINUTE_S,
     duration,
     memory,
     metric_texts,
@@ -101,6 +102,12 @@ def _columns(workers: Sequence[WorkerView], claimable: int) -> list[Column]:
             cells=[whole(duration(w.elapsed_s) if w.task else "") for w in workers],
             right=True,
         ),
+        Column(
+            heading="seen",
+            rank=9,
+            cells=[whole(_seen(worker)) for worker in workers],
+            right=True,
+        ),
         Column(heading="note", rank=3, cells=[_note(worker) for worker in workers]),
     ]
 
@@ -161,6 +168,14 @@ def _metrics(worker: WorkerView) -> Cell | None:
     if worker.task is None:
         return None
     return pieces([Text(text) for text in metric_texts(worker.metrics)[:METRICS_SHOWN]])
+
+
+def _seen(worker: WorkerView) -> str:
+    """Return the age of its last sign of life; fractions of a second tell nothing."""
+    age_s = worker.heartbeat_age_s
+    if age_s is None:
+        return ""
+    return f"{age_s:.0f} s" if age_s < MINUTE_S else duration(age_s)
 
 
 def _note(worker: WorkerView) -> Cell | None:

@@ -1,0 +1,31 @@
+"""Understands what is typed after `/`."""
+
+from __future__ import annotations
+
+from gpuledger.model import Selection, TaskState
+
+
+def selection_of(text: str) -> Selection:
+    """Return the tasks that are meant.
+
+    A word that is a state narrows to it, as `sweep:NAME`, `worker:NAME` and `error:TEXT` do;
+    all else, taken together, is looked for in names, parameters (`lr=0.1`) and errors.
+    """
+    states = set()
+    named: dict[str, str] = {}
+    rest = []
+    for word in text.split():
+        name, colon, value = word.partition(":")
+        if word.lower() in set(TaskState):
+            states.add(TaskState(word.lower()))
+        elif name in ("sweep", "worker", "error") and colon and value:
+            named[name] = value
+        else:
+            rest.append(word)
+    return Selection(
+        sweep=named.get("sweep"),
+        worker=named.get("worker"),
+        error=named.get("error"),
+        states=frozenset(states),
+        text=" ".join(rest) or None,
+    )
