@@ -234,11 +234,11 @@ def watch(channel: int, *, nonce: str, fence_s: float) -> None:
                 told = False
             elif message.startswith(TASK):
                 task = read_process(int(message.split()[1]))
-        if _boottime() - heard_at >= fence_s:
-            # What hangs in the kernel stops when it comes back: again and again, but told once.
-            if _freeze(channel, nonce, task) and not told:
-                told = True
-                _say(f"no sign of life from the worker for {fence_s:.0f} s; its task is frozen")
+        silent = _boottime() - heard_at >= fence_s
+        # What hangs in the kernel stops when it comes back: again and again, but told once.
+        if silent and _freeze(channel, nonce, task) and not told:
+            told = True
+            _say(f"no sign of life from the worker for {fence_s:.0f} s; its task is frozen")
     killed = kill_all(lambda: marked(nonce, session=task), wait_s=KILL_WAIT_S)
     if killed:
         _say(f"the worker died; killed {killed} process(es) of its task")

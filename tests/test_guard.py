@@ -293,13 +293,13 @@ def test_silence_without_a_task_is_no_news() -> None:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
         ours.setblocking(False)
-        guard_module._freeze(its.fileno(), NONCE, None, fence_s=1.0)
+        guard_module._freeze(its.fileno(), NONCE, None)
         with pytest.raises(BlockingIOError):
             ours.recv(64)
 
         with sleeper(**{MARK: NONCE}):
-            guard_module._freeze(its.fileno(), NONCE, None, fence_s=1.0)
-            guard_module._freeze(its.fileno(), NONCE, None, fence_s=1.0)
+            guard_module._freeze(its.fileno(), NONCE, None)
+            guard_module._freeze(its.fileno(), NONCE, None)
         assert ours.recv(64) == FROZEN
         with pytest.raises(BlockingIOError):
             ours.recv(64)  # what is frozen already is no news either
