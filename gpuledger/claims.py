@@ -15,13 +15,14 @@ from gpuledger.model import (
     NothingToDo,
     Outcome,
     PastFailure,
+    RunSettings,
     Token,
     WorkerIdentity,
     may_run_on,
     settings_from_json,
 )
 from gpuledger.operations import record_event
-from gpuledger.resources import misfit
+from gpuledger.resources import misfit, too_long
 
 FIRST_PENDING = (
     "SELECT id, priority, failures FROM task WHERE sweep_id = ? AND state = 'pending'"
@@ -35,7 +36,8 @@ def register(db: sqlite3.Connection, worker: WorkerIdentity, *, now: float) -> W
     named = replace(worker, name=_free_name(db, worker.name))
     db.execute(
         "INSERT INTO worker (nonce, name, host, machine, pid, pid_start, gpus,"
-        " gpu_memory_mib, gpu_name, started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " gpu_memory_mib, gpu_name, details, started_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             named.nonce,
             named.name,
@@ -46,6 +48,7 @@ def register(db: sqlite3.Connection, worker: WorkerIdentity, *, now: float) -> W
             json.dumps(named.gpus),
             named.gpu_memory_mib,
             named.gpu_name,
+            json.dumps(dict(named.details)),
             now,
         ),
     )
@@ -54,7 +57,12 @@ def register(db: sqlite3.Connection, worker: WorkerIdentity, *, now: float) -> W
 
 
 def claim(
-    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str], *, now: float
+    db: sqlite3.Connection,
+    worker: WorkerIdentity,
+    sweeps: Sequence[str],
+    *,
+    now: float,
+    time_left_s: float | None = None,
 ) -> Claim | NothingToDo:
     """Open the next attempt of the task that the worker should take; see `Ledger.claim`."""
     if not is_live(db, worker.nonce):
@@ -65,9 +73,9 @@ def claim(
     ).fetchone()
     if mine is not None:
         return claim_of(db, mine["task_id"], mine["number"], worker.nonce)
-    task_id = _first_pending(db, worker, sweeps, now=now)
+    task_id = _first_pending(db, worker, sweeps, now=now, time_left_s=time_left_s)
     if task_id is None:
-        return nothing_for(db, worker, sweeps)
+        return nothing_for(db, worker, sweeps, time_left_s=time_left_s)
     number = db.execute(
         "INSERT INTO attempt (task_id, number, worker, nonce, gpu_memory_mib, started_at)"
         " SELECT :task, COALESCE(MAX(number), 0) + 1, :worker, :nonce, :memory, :now"
@@ -104,10 +112,11 @@ def is_live(db: sqlite3.Connection, nonce: str) -> bool:
 def claim_of(db: sqlite3.Connection, task_id: int, number: int, nonce: str) -> Claim:
     """Return what a worker needs to run this attempt."""
     row = db.execute(
-        "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
+        "SELECT task.*, sweep.name AS sweep, sweep.settings, completed_n, completed_s FROM task"
         " JOIN sweep ON sweep.id = sweep_id WHERE task.id = ?",
         (task_id,),
     ).fetchone()
+    settings = settings_from_json(row["settings"])
     name = queries.task_name(row["sweep"], row["point"], row["seed"])
     return Claim(
         token=Token(task=name, number=number, nonce=nonce),
@@ -115,7 +124,8 @@ def claim_of(db: sqlite3.Connection, task_id: int, number: int, nonce: str) -> C
         params=json.loads(row["params"]),
         seed=row["seed"],
         failures=row["failures"],
-        settings=settings_from_json(row["settings"]),
+        settings=settings,
+        usual_s=usual_s(row, settings),
     )
 
 
@@ -130,11 +140,16 @@ def _free_name(db: sqlite3.Connection, wanted: str) -> str:
 
 
 def _first_pending(
-    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str], *, now: float
+    db: sqlite3.Connection,
+    worker: WorkerIdentity,
+    sweeps: Sequence[str],
+    *,
+    now: float,
+    time_left_s: float | None,
 ) -> int | None:
     """Return the id of the task that `worker` should take, or None."""
     heads: list[tuple[int, int, int]] = []
-    for sweep in _claimable_sweeps(db, worker, sweeps):
+    for sweep in _claimable_sweeps(db, worker, sweeps, time_left_s):
         head = db.execute(FIRST_PENDING + " LIMIT 1", (sweep["id"],)).fetchone()
         if head is not None:
             heads.append((-head["priority"], head["id"], sweep["id"]))
@@ -146,20 +161,35 @@ def _first_pending(
 
 
 def _claimable_sweeps(
-    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]
+    db: sqlite3.Connection,
+    worker: WorkerIdentity,
+    sweeps: Sequence[str],
+    time_left_s: float | None,
 ) -> Iterable[sqlite3.Row]:
     """Return the sweeps with pending tasks that this worker may take, by what they need."""
     rows = db.execute(
-        "SELECT sweep.id, sweep.name, sweep.settings FROM sweep"
+        "SELECT sweep.id, sweep.name, sweep.settings, completed_n, completed_s FROM sweep"
         " JOIN task_count ON sweep_id = sweep.id"
         " WHERE task_count.state = 'pending' AND n > 0 AND paused IS NULL"
     ).fetchall()
     return [
         row
         for row in rows
-        if (not sweeps or row["name"] in sweeps)
-        and misfit(settings_from_json(row["settings"]), worker) is None
+        if (not sweeps or row["name"] in sweeps) and _misfit(row, worker, time_left_s) is None
     ]
+
+
+def _misfit(row: sqlite3.Row, worker: WorkerIdentity, time_left_s: float | None) -> str | None:
+    """Return why a worker cannot take the tasks of a sweep: what they need, or how long."""
+    settings = settings_from_json(row["settings"])
+    return misfit(settings, worker) or too_long(usual_s(row, settings), time_left_s)
+
+
+def usual_s(sweep: sqlite3.Row, settings: RunSettings) -> float | None:
+    """Return how long a task of a sweep takes; None when nobody knows."""
+    if settings.time_needed_s is not None:
+        return settings.time_needed_s
+    return sweep["completed_s"] / sweep["completed_n"] if sweep["completed_n"] else None
 
 
 def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now: float) -> bool:
@@ -197,20 +227,24 @@ def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now
 
 
 def nothing_for(
-    db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]
+    db: sqlite3.Connection,
+    worker: WorkerIdentity,
+    sweeps: Sequence[str],
+    *,
+    time_left_s: float | None = None,
 ) -> NothingToDo:
     """Count what could still come to a worker; see `Ledger.outlook`."""
     pending = running = held = 0
     broken: list[str] = []
     misfits: dict[str, str] = {}
     for row in db.execute(
-        "SELECT name, settings, paused_by, state, n FROM sweep"
+        "SELECT name, settings, paused_by, state, n, completed_n, completed_s FROM sweep"
         " JOIN task_count ON sweep_id = sweep.id"
         " WHERE n > 0 AND state IN ('pending', 'running')"
     ):
         if sweeps and row["name"] not in sweeps:
             continue
-        problem = misfit(settings_from_json(row["settings"]), worker)
+        problem = _misfit(row, worker, time_left_s)
         if problem is not None:
             if row["state"] == "pending":
                 misfits[row["name"]] = problem

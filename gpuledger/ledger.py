@@ -132,7 +132,13 @@ class Ledger:
 
         self.store.write(change, operation="leave")
 
-    def claim(self, worker: WorkerIdentity, *, sweeps: Sequence[str] = ()) -> Claim | NothingToDo:
+    def claim(
+        self,
+        worker: WorkerIdentity,
+        *,
+        sweeps: Sequence[str] = (),
+        time_left_s: float | None = None,
+    ) -> Claim | NothingToDo:
         """Give the first pending task to `worker` and open its next attempt.
 
         First is the highest priority, then the oldest. An attempt that the worker has open
@@ -141,13 +147,14 @@ class Ledger:
         Args:
             worker: As `register` returned it.
             sweeps: Only tasks of these; empty means of all.
+            time_left_s: Only tasks that usually end within it; None means any.
 
         Raises:
             LeaseLost: The worker was found dead meanwhile; it must register anew.
         """
 
         def change(db: sqlite3.Connection) -> Claim | NothingToDo:
-            found = claims.claim(db, worker, sweeps, now=self._clock.now())
+            found = claims.claim(db, worker, sweeps, now=self._clock.now(), time_left_s=time_left_s)
             if isinstance(found, NothingToDo):
                 raise Unchanged(found)
             return found
@@ -163,6 +170,7 @@ class Ledger:
         memory_peak_mib: int | None = None,
         then: WorkerIdentity | None = None,
         sweeps: Sequence[str] = (),
+        time_left_s: float | None = None,
     ) -> Ended:
         """Record that the attempt succeeded; with `then`, claim that worker's next task as well.
 
@@ -176,7 +184,7 @@ class Ledger:
             duration_s=duration_s,
             memory_peak_mib=memory_peak_mib,
         )
-        return self._end_and_claim(token, ending, then, sweeps, "complete")
+        return self._end_and_claim(token, ending, then, sweeps, "complete", time_left_s)
 
     def fail(
         self,
@@ -185,11 +193,12 @@ class Ledger:
         *,
         then: WorkerIdentity | None = None,
         sweeps: Sequence[str] = (),
+        time_left_s: float | None = None,
     ) -> Ended:
         """Record that the attempt ended badly (failed, oom, timed_out); see `complete`."""
         if ending.outcome not in COUNTED_AS_FAILURE:
             raise ValueError(f"fail() records failures, got {ending.outcome}")
-        return self._end_and_claim(token, ending, then, sweeps, "fail")
+        return self._end_and_claim(token, ending, then, sweeps, "fail", time_left_s)
 
     def release(self, token: Token, ending: Ending | None = None) -> Ended:
         """Give the attempt back: interrupted, cancelled by an operator, or lost with its GPU."""
@@ -421,12 +430,14 @@ class Ledger:
         then: WorkerIdentity | None,
         sweeps: Sequence[str],
         operation: str,
+        time_left_s: float | None = None,
     ) -> Ended:
         def change(db: sqlite3.Connection) -> Ended:
             now = self._clock.now()  # inside the lock: waiting for it is not the task's time
             ended = endings.end(db, token, ending, now=now)
             if then is None or ended.suspect:
                 return ended
-            return replace(ended, next=claims.claim(db, then, sweeps, now=now))
+            found = claims.claim(db, then, sweeps, now=now, time_left_s=time_left_s)
+            return replace(ended, next=found)
 
         return self.store.write(change, operation=operation)

@@ -76,6 +76,9 @@ class RunSettings:
             on one GPU.
         min_memory_mib: Memory that each of its GPUs must have; None means any.
         gpu_name: Regular expression that the GPU's name contains, any case; None means any.
+        time_needed_s: How long a task takes at most, to a worker whose time is limited; None:
+            as long as the completed ones took.
+        slurm_setup: Lines of shell for the beginning of Slurm's batch scripts.
     """
 
     command: tuple[str, ...]
@@ -93,6 +96,8 @@ class RunSettings:
     gpus: int | None = None
     min_memory_mib: int | None = None
     gpu_name: str | None = None
+    time_needed_s: float | None = None
+    slurm_setup: str = ""
 
 
 def settings_to_json(settings: RunSettings) -> str:
@@ -180,6 +185,7 @@ class WorkerIdentity:
         gpus: Indices or UUIDs for CUDA_VISIBLE_DEVICES; empty means CPU.
         gpu_memory_mib: Memory of the smallest of them; None when unknown or CPU.
         gpu_name: Model of the first, None when unknown or CPU.
+        details: What else is known of its place, as JSON values: `slurm` has job, node, restarts.
     """
 
     nonce: str
@@ -191,6 +197,7 @@ class WorkerIdentity:
     gpus: tuple[str, ...] = ()
     gpu_memory_mib: int | None = None
     gpu_name: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +211,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One attempt, given to a worker to run."""
+    """One attempt, given to a worker to run.
+
+    `usual_s` is how long such a task takes: as the sweep file says, or as its sweep's completed
+    ones took; None when that is not known.
+    """
 
     token: Token
     sweep: str
@@ -212,6 +223,7 @@ class Claim:
     seed: int
     failures: int
     settings: RunSettings
+    usual_s: float | None = None
 
     @property
     def task(self) -> str:
@@ -522,6 +534,7 @@ class WorkerView:
         has_gpu: False for CPU workers.
         gpus: As the worker last saw them; empty for CPU workers.
         note: Anything unusual in a few words ("stopping", "suspect, cools down 60 s"), or None.
+        place: Of its allocation, as in "slurm 123_4 on n7, restart 1"; None without one.
     """
 
     name: str
@@ -538,6 +551,7 @@ class WorkerView:
     has_gpu: bool = False
     gpus: tuple[GpuView, ...] = ()
     note: str | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -592,7 +606,7 @@ class AttemptRecord:
     """One attempt, whole; `log` is the absolute path of its log file.
 
     `memory_peak_mib` is the most it was seen to use on one GPU, `gpu_memory_mib` what there was
-    of that; None when unknown.
+    of that; None when unknown. `place` is that of its worker's allocation, if it had one.
     """
 
     number: int
@@ -609,6 +623,7 @@ class AttemptRecord:
     log: str
     memory_peak_mib: int | None = None
     gpu_memory_mib: int | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -330,6 +330,49 @@ def probe(job: str, path: Path, *, timeout_s: float) -> str | None:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a short command said; `code` is None when it took too long and was killed."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def run_command(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Answer:
+    """Run a short command of the machine to its end; raise FileNotFoundError when it has none."""
+    if shutil.which(argv[0], path=(env or os.environ).get("PATH", os.defpath)) is None:
+        raise FileNotFoundError(argv[0])
+    popen = _popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=env,
+        own_session=False,
+        when_parent_dies=signal.SIGKILL,
+    )
+    with popen:
+        try:
+            out, err = popen.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.communicate()
+            return Answer(code=None, out="", err="")
+    return Answer(
+        code=popen.returncode,
+        out=out.decode(errors="replace"),
+        err=err.decode(errors="replace"),
+    )
+
+
 def run_hook(
     command: str, message: str, *, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> str | None:

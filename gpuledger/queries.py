@@ -205,7 +205,9 @@ def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> Task
     attempts = tuple(
         _attempt_record(attempt, runs)
         for attempt in db.execute(
-            "SELECT * FROM attempt WHERE task_id = ? ORDER BY number", (row["id"],)
+            "SELECT attempt.*, worker.details FROM attempt LEFT JOIN worker USING (nonce)"
+            " WHERE task_id = ? ORDER BY number",
+            (row["id"],),
         )
     )
     errors = [attempt.error for attempt in attempts if attempt.error is not None]
@@ -244,6 +246,7 @@ def _attempt_record(row: sqlite3.Row, runs: Path) -> AttemptRecord:
         log=str(runs / f"attempt-{row['number']}.log"),
         memory_peak_mib=row["memory_peak_mib"],
         gpu_memory_mib=row["gpu_memory_mib"],
+        place=place_text(json.loads(row["details"] or "{}")),
     )
 
 
@@ -312,7 +315,12 @@ def _worker_views(db: sqlite3.Connection) -> list[WorkerView]:
         " LEFT JOIN task ON task.id = attempt.task_id LEFT JOIN sweep ON sweep.id = task.sweep_id"
         " WHERE worker.ended_at IS NULL ORDER BY worker.host, length(worker.name), worker.name"
     ):
-        view = WorkerView(name=row["name"], nonce=row["nonce"], has_gpu=row["gpus"] != "[]")
+        view = WorkerView(
+            name=row["name"],
+            nonce=row["nonce"],
+            has_gpu=row["gpus"] != "[]",
+            place=place_text(json.loads(row["details"])),
+        )
         if row["sweep"] is not None:
             view = replace(
                 view,
@@ -443,6 +451,16 @@ def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
     )
 
 
+def place_text(details: Mapping[str, Any]) -> str | None:
+    """Return where a worker's allocation is, in a few words; None without one."""
+    slurm = details.get("slurm")
+    if not isinstance(slurm, dict):
+        return None
+    restarts = slurm.get("restarts")
+    again = f", restart {restarts}" if restarts else ""
+    return f"slurm {slurm.get('job')} on {slurm.get('node')}{again}"
+
+
 def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
     """Return the live workers but for those that stand back: their GPU is lost, or not free."""
     return tuple(
@@ -465,6 +483,7 @@ def _identity(row: sqlite3.Row) -> WorkerIdentity:
         gpus=tuple(json.loads(row["gpus"])),
         gpu_memory_mib=row["gpu_memory_mib"],
         gpu_name=row["gpu_name"],
+        details=json.loads(row["details"]),
     )
 
 

@@ -44,6 +44,22 @@ def misfit(needs: RunSettings, worker: WorkerIdentity) -> str | None:
     return None
 
 
+TIME_MARGIN_S = 30.0
+"""For its start and its end: what takes longer than what is left less this is not begun."""
+
+
+def too_long(needed_s: float | None, time_left_s: float | None) -> str | None:
+    """Return why a task is not begun by a worker whose time ends, or None when it may be.
+
+    Args:
+        needed_s: How long such a task takes; None when not known.
+        time_left_s: Of the worker's allocation; None means no end.
+    """
+    if needed_s is None or time_left_s is None or needed_s <= time_left_s - TIME_MARGIN_S:
+        return None
+    return f"needs about {needed_s / 60:.1f} min, {max(time_left_s, 0) / 60:.1f} min are left"
+
+
 def no_worker_fits(needs: RunSettings, workers: Sequence[WorkerIdentity]) -> str | None:
     """Return why none of these workers can take the tasks of a sweep.
 

@@ -59,6 +59,7 @@ class Surroundings:
         environ: The worker's environment.
         clock: This machine's.
         gpu_lost: Which GPU of the task has been gone for a while, or None.
+        time_is_up: Why the task must be handed back because this worker's time ends, or None.
     """
 
     worker: WorkerIdentity
@@ -70,6 +71,7 @@ class Surroundings:
     environ: Mapping[str, str]
     clock: Clock
     gpu_lost: Callable[[], str | None] = lambda: None
+    time_is_up: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +257,9 @@ def _asked_to_end(claim: Claim, around: Surroundings) -> Verdict | None:
     lost = around.gpu_lost()
     if lost is not None:
         return Verdict(outcome=Outcome.LOST, error=lost, grace_s=grace_s)
+    time_is_up = around.time_is_up()
+    if time_is_up is not None:
+        return Verdict(outcome=Outcome.INTERRUPTED, error=time_is_up, grace_s=grace_s)
     return None
 
 

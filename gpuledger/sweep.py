@@ -21,7 +21,7 @@ from gpuledger.sweep_parameters import (
 )
 from gpuledger.sweep_points import points_of, require_size, tasks_of
 from gpuledger.sweep_resources import with_resources
-from gpuledger.sweep_run import command_of, seeds_of, settings_of
+from gpuledger.sweep_run import command_of, seeds_of, settings_of, with_slurm
 from gpuledger.sweep_values import shown
 from gpuledger.sweep_words import TOP_KEYS, BadKey, known_keys, lowered, one_of, table_at, whole_at
 
@@ -156,6 +156,7 @@ def _sweep(table: Mapping[str, Any], path: Path, *, allow_large: bool) -> SweepS
     keys = [*domains, *(key for group in zips for key in group)]
     settings = settings_of(run, command_of(table, keys), path)
     settings = with_resources(settings, table_at(table, "resources"))
+    settings = with_slurm(settings, table_at(table, "slurm"))
     shuffle = one_of(table, "order", ("listed", "shuffled"), "listed") == "shuffled"
     sampler_seed = whole_at(table, "sampler_seed", 0)
     return SweepSpec(

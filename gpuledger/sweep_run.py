@@ -8,6 +8,7 @@ import shlex
 import string
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpuledger.sweep_parameters import RESERVED
 from gpuledger.sweep_values import shown
 from gpuledger.sweep_words import (
     RUN_KEYS,
+    SLURM_KEYS,
     BadKey,
     duration_at,
     known_keys,
@@ -161,7 +163,17 @@ def settings_of(run: Mapping[str, Any], command: tuple[str, ...], path: Path) ->
         no_retry_codes=_codes(run),
         log_limit_bytes=size_at(run, "log_limit", defaults.log_limit_bytes),
         pause_after=whole_at(run, "pause_after", defaults.pause_after),
+        time_needed_s=limit_at(run, "time_needed", defaults.time_needed_s),
     )
+
+
+def with_slurm(settings: RunSettings, table: Mapping[str, Any]) -> RunSettings:
+    """Return the settings with what [slurm] says."""
+    known_keys(table, SLURM_KEYS, "slurm.")
+    setup = table.get("setup", "")
+    if not isinstance(setup, str) or "\0" in setup:
+        raise BadKey("slurm.setup must be a text, lines of shell", key="setup")
+    return replace(settings, slurm_setup=setup)
 
 
 def _workdir(run: Mapping[str, Any], path: Path) -> str:

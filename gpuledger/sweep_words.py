@@ -14,12 +14,13 @@ SQLITE_MOST = 2**63
 LONGEST_NUMBER = 100
 TOP_KEYS = (
     "name", "command", "seeds", "method", "samples", "sampler_seed", "order", "parameters", "zip",
-    "exclude", "include", "run", "resources",
+    "exclude", "include", "run", "resources", "slurm",
 )  # fmt: skip
 RUN_KEYS = (
     "workdir", "timeout", "max_attempts", "max_losses", "kill_grace", "silence_timeout", "avoid",
-    "no_retry_codes", "log_limit", "pause_after", "env", "priority",
+    "no_retry_codes", "log_limit", "pause_after", "env", "priority", "time_needed",
 )  # fmt: skip
+SLURM_KEYS = ("setup",)
 RESOURCE_KEYS = ("gpus", "min_memory", "gpu_name")
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?"
                       r"(?:(\d+(?:\.\d+)?)s)?")  # fmt: skip

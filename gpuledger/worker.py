@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gpuledger import outbox, runner
+from gpuledger.allocation import Allocation
 from gpuledger.backups import Keeper
 from gpuledger.clock import Clock
 from gpuledger.diary import Diary
@@ -100,6 +101,7 @@ class Tools:
         identify: Returns a fresh identity for this process.
         admit: Raises NotShared when a live worker of another host shares no lock with this one.
         gpus: Decides when this worker's GPUs may take a task; None for the CPU.
+        allocation: Limits this worker's time; None means no limit.
     """
 
     signals: Signals
@@ -110,6 +112,7 @@ class Tools:
     identify: Callable[[], WorkerIdentity]
     admit: Callable[[], None] = lambda: None
     gpus: GpuGate | None = None
+    allocation: Allocation | None = None
 
 
 class Worker:
@@ -118,6 +121,7 @@ class Worker:
     Attributes:
         me: Its identity, as registered.
         failed_for_good: How many tasks it saw fail for the last time.
+        attempts_run: How many it began.
     """
 
     def __init__(self, ledger: Ledger, options: WorkerOptions, tools: Tools) -> None:
@@ -130,7 +134,7 @@ class Worker:
         self._keeper = Keeper(
             ledger.store, clock=tools.clock, now_there=self._now_there, say=tools.say
         )
-        self._attempts_run = 0
+        self.attempts_run = 0
         self._cool_downs = 0
         self._live: tuple[WorkerIdentity, ...] = ()
         self._hosts: set[str] = set()
@@ -222,7 +226,9 @@ class Worker:
                 continue
             try:
                 found = self._patiently(
-                    lambda: self.ledger.claim(self.me, sweeps=self._options.sweeps)
+                    lambda: self.ledger.claim(
+                        self.me, sweeps=self._options.sweeps, time_left_s=self._time_left_s()
+                    )
                 )
             except LeaseLost:
                 if not self._enlist_again():
@@ -242,25 +248,31 @@ class Worker:
         limit = self._options.max_tasks
         if self._unwelcome:
             return True
-        if limit is not None and self._attempts_run >= limit:
+        if limit is not None and self.attempts_run >= limit:
             return True
         return bool(signals.interrupts or signals.terminates or signals.drain)
 
     def _is_done(self, found: NothingToDo) -> bool:
         """Tell whether nothing can come back; waiting tasks of paused sweeps may."""
+        if self._tools.allocation is not None and not self._options.stay and not found.pending:
+            self._tell_misfits(found)
+            return True  # an idle allocation costs money
         if self._options.stay or found.pending or found.running or found.held:
             if self._told is None:
                 unfit = found.misfits and not found.pending
                 self._pulse.note("no pending task fits" if unfit else None)
             return False
-        for sweep, why in found.misfits.items():
-            self._say(f"the pending tasks of {sweep} are not for this worker: it {why}")
+        self._tell_misfits(found)
         for sweep in found.broken:
             self._say(
                 f"sweep {sweep} is paused because its tasks fail everywhere: "
                 f"see 'gpuledger status', then 'gpuledger resume {sweep}'"
             )
         return True
+
+    def _tell_misfits(self, found: NothingToDo) -> None:
+        for sweep, why in found.misfits.items():
+            self._say(f"the pending tasks of {sweep} are not for this worker: it {why}")
 
     def _wait_for_work(self, found: NothingToDo) -> None:
         """Wait until the ledger changed, somebody died, or it is time to look again."""
@@ -401,7 +413,7 @@ class Worker:
         self._say(claimed_line(claim, self.me.name))
         self._pulse.show(claim, files.report)
         self._diary.started(claim, at=self._tools.clock.now())
-        self._attempts_run += 1
+        self.attempts_run += 1
         if self._gpus is not None:
             self._gpus.begin()
         try:
@@ -439,12 +451,32 @@ class Worker:
             signals=self._signals,
             lease=lambda: self._lease(claim, files),
             gpu_lost=self._gpus.lost_for_long if self._gpus is not None else lambda: None,
+            time_is_up=self._time_is_up(claim),
             stop_requested=lambda: self._stop_requested(claim),
             say=self._say,
             started=self._pulse.covers,
             environ=self._tools.environ,
             clock=self._tools.clock,
         )
+
+    def _time_left_s(self) -> float | None:
+        allocation = self._tools.allocation
+        return None if allocation is None else allocation.time_left_s()
+
+    def _time_is_up(self, claim: Claim) -> Callable[[], str | None]:
+        """Return what tells whether the running task must be handed back for want of time."""
+        allocation, began_s = self._tools.allocation, self._tools.clock.boottime()
+        if allocation is None:
+            return lambda: None
+
+        def ask() -> str | None:
+            return allocation.verdict(
+                usual_s=claim.usual_s,
+                elapsed_s=self._tools.clock.boottime() - began_s,
+                warned=bool(self._signals.drain),
+            )
+
+        return ask
 
     def _lease(self, claim: Claim, files: runner.Files) -> str:
         """Answer whether the running attempt is still ours; see `runner.Surroundings`."""
@@ -568,9 +600,12 @@ class Worker:
                 memory_peak_mib=ending.memory_peak_mib,
                 then=then,
                 sweeps=sweeps,
+                time_left_s=self._time_left_s(),
             )
         if ending.outcome in COUNTED_AS_FAILURE:
-            return self.ledger.fail(token, ending, then=then, sweeps=sweeps)
+            return self.ledger.fail(
+                token, ending, then=then, sweeps=sweeps, time_left_s=self._time_left_s()
+            )
         return self.ledger.release(token, ending)
 
     def _wants_next(self) -> WorkerIdentity | None:
@@ -594,7 +629,7 @@ class Worker:
         self._say(f"{claim.task}: no files could be made for it ({error}); handed back")
         ending = Ending(outcome=Outcome.INTERRUPTED, error=f"could not start: {error}")
         self._record(claim, ending)
-        self._attempts_run -= 1
+        self.attempts_run -= 1
         self._pause(LOOK_AGAIN_S)
 
     def _after(self, claim: Claim, ending: Ending, ended: Ended) -> None:

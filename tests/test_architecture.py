@@ -53,6 +53,9 @@ RANK = {
     "recovery": 7,
     "hook": 7,
     "hosts": 9,
+    "slurm": 3,
+    "slurm_jobs": 8,
+    "allocation": 2,
     "checkup": 8,
     "peer": 8,
     "lookout": 7,
@@ -123,6 +126,7 @@ OWNERS = {
         "backups",
         "recovery",
         "hosts",
+        "slurm_jobs",
         # These ask ledgers of their own making, to try a disk or another host.
         "checkup",
         "peer",

@@ -1,0 +1,315 @@
+"""Lets Slurm start workers that pull from the ledger; gpuledger schedules nothing itself.
+
+A submission is one array job whose script ends with `exec gpuledger work`: exec, so that the
+worker is what Slurm sends its signals to. Scripts, logs and a mark of each start are in
+`slurm/` in the ledger's folder. What Slurm's commands print is parsed from formats that were
+asked for; the commands are sbatch, squeue, scancel and scontrol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpuledger.errors import BadUsage, LedgerError, Unavailable
+from gpuledger.process import Answer, run_command
+
+FOLDER = "slurm"
+COMMAND_TIMEOUT_S = 60.0
+WARNING_S = 120
+DEAD_IN_A_ROW = 3
+QUICKLY_S = 60.0
+LOG_TAIL_LINES = 8
+LOG_TAIL_BYTES = 16384
+VALUE = re.compile(r"[\w.,:;%+\-\[\]=@/&|*()!~^ ]+")
+SQUEUE_FORMAT = "%i|%T|%r|%N|%L"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the operator wants of Slurm.
+
+    Attributes:
+        workers: Allocations, one worker each.
+        gpus_per_worker: 0 means the CPU.
+        options: Values of sbatch's options by name, as in `time`; None are left out.
+        throttle: At most so many at a time, or None.
+        extra: More options of sbatch, as on its command line.
+        setup: Lines of shell for the beginning of the script.
+        wrap: Command that runs the worker, as in `apptainer exec --nv image.sif`.
+        work: More options of `gpuledger work`.
+    """
+
+    workers: int
+    gpus_per_worker: int = 1
+    options: Mapping[str, str | None]
+    throttle: int | None = None
+    extra: tuple[str, ...] = ()
+    setup: str = ""
+    wrap: tuple[str, ...] = ()
+    work: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One array task as squeue shows it.
+
+    Attributes:
+        id: `123_4`.
+        state: As in `PENDING`, `RUNNING`.
+        reason: Why it waits, as Slurm says.
+        node: Empty while it waits.
+    """
+
+    id: str
+    state: str
+    reason: str
+    node: str
+
+
+class SlurmFailed(LedgerError):
+    """A command of Slurm refused; nothing was submitted."""
+
+    exit_code = 69
+
+
+# --- the script ---------------------------------------------------------------------------------
+
+
+def render(request: Request, *, ledger: Path, program: Sequence[str]) -> str:
+    """Return the batch script.
+
+    Args:
+        request: What is wanted.
+        ledger: The ledger's folder.
+        program: How to start gpuledger, as in `/venv/bin/python -m gpuledger`.
+
+    Raises:
+        BadUsage: A value that has no place in a batch script.
+    """
+    logs = str(ledger / FOLDER).replace("%", "%%")
+    lines = [
+        "#!/bin/bash",
+        "# Written by 'gpuledger slurm start': each task of this array is one worker.",
+        _directive("--job-name", "gpuledger"),
+        _directive("--array", _array(request)),
+        _directive("--output", f"{logs}/%A_%a.log"),
+        _directive("--open-mode", "append"),
+        "# SIGUSR1 a while before the end: the worker finishes or hands back what it runs.",
+        _directive("--signal", f"B:USR1@{WARNING_S}"),
+        "#SBATCH --requeue",
+        _directive("--nodes", "1"),
+        _directive("--ntasks", "1"),
+    ]
+    if request.gpus_per_worker:
+        lines.append(_directive("--gres", f"gpu:{request.gpus_per_worker}"))
+    for name, value in request.options.items():
+        if value is not None:
+            lines.append(_directive(f"--{name}", value))
+    lines += [f"#SBATCH {line}" for line in _extra_lines(request.extra)]
+    began = (
+        shlex.quote(str(ledger / FOLDER)) + "/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.began"
+    )
+    lines += ["", "# Tells 'gpuledger slurm status' that this script ran.", f": >{began}", ""]
+    if request.setup.strip():
+        lines += ["# --- setup", request.setup.rstrip("\n"), "# --- end of setup", ""]
+    lines += [
+        "# exec: the worker itself gets Slurm's signals.",
+        f"exec {_work(request, ledger, program)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _work(request: Request, ledger: Path, program: Sequence[str]) -> str:
+    device = ["--cpu"]
+    if request.gpus_per_worker:
+        device = ["--gpus=all"]
+        if request.gpus_per_worker > 1:
+            device.append(f"--gpus-per-task={request.gpus_per_worker}")
+    words = [*request.wrap, *program, "work", f"--ledger={ledger}", *device, *request.work]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _array(request: Request) -> str:
+    throttle = f"%{request.throttle}" if request.throttle is not None else ""
+    return f"1-{request.workers}{throttle}"
+
+
+def _directive(name: str, value: str) -> str:
+    return f"#SBATCH {name}={_quoted(value, name)}"
+
+
+def _quoted(value: str, name: str) -> str:
+    """Quote for an #SBATCH line; Slurm reads it itself, no shell does."""
+    if not value or not value.isprintable() or '"' in value or "\\" in value or "'" in value:
+        raise BadUsage(
+            f"{value!a} cannot be given to Slurm as {name}; nothing was submitted",
+            hint="leave out quotes, backslashes and control characters",
+        )
+    return value if re.fullmatch(r"[\w.,:%+\-=@/]+", value) else f'"{value}"'
+
+
+def _extra_lines(extra: Sequence[str]) -> list[str]:
+    """Put an option and its value, given apart, into one line."""
+    lines: list[str] = []
+    for word in extra:
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            lines.append(f"{name}={_quoted(value, name)}" if equals else _quoted(name, "an option"))
+        elif lines:
+            lines[-1] += f" {_quoted(word, lines[-1])}"
+        else:
+            raise BadUsage(
+                f"{word!a} is no option of sbatch; nothing was submitted",
+                hint="after --, as in: gpuledger slurm start --workers 4 -- --mail-type=FAIL",
+            )
+    return lines
+
+
+# --- Slurm's commands ------------------------------------------------------------------------
+
+
+def submit(script: Path, *, test: bool = False, array: str | None = None) -> str:
+    """Give a script to sbatch; return the job's number, or what `--test-only` says."""
+    options = ["--test-only"] if test else ["--parsable"]
+    options += [f"--array={array}"] if array is not None else []
+    answer = call("sbatch", *options, str(script))
+    if test:
+        return (answer.err or answer.out).strip()
+    return answer.out.strip().split(";")[0]
+
+
+def queue(job_ids: Sequence[str]) -> list[Job]:
+    """Return the array tasks of these jobs that Slurm still knows."""
+    if not job_ids:
+        return []
+    # All of the user's: squeue fails as a whole when it has forgotten one of the numbers.
+    answer = call("squeue", "--me", "-h", "-r", "-o", SQUEUE_FORMAT)
+    wanted = set(job_ids)
+    jobs = [job for job in parse_queue(answer.out) if job.id.partition("_")[0] in wanted]
+    return [job for job in jobs if job.state not in ENDED_STATES]
+
+
+ENDED_STATES = frozenset(
+    {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
+    | {"OUT_OF_MEMORY", "REVOKED"}
+)
+
+
+def parse_queue(text: str) -> list[Job]:
+    """Return the lines of `squeue -o SQUEUE_FORMAT`; odd ones are left out."""
+    jobs = []
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) == SQUEUE_FORMAT.count("|") + 1:
+            jobs.append(Job(id=fields[0], state=fields[1], reason=fields[2], node=fields[3]))
+    return jobs
+
+
+def time_left(job: str) -> str:
+    """Return what Slurm says of the time a job has left, as in `1:02:03` or `UNLIMITED`."""
+    return call("squeue", "-h", "-j", job, "-o", "%L").out.strip()
+
+
+def cancel(jobs: Sequence[str], *options: str) -> None:
+    """Cancel jobs, or send them a signal; what has ended meanwhile is no error."""
+    if jobs:
+        with contextlib.suppress(SlurmFailed):
+            call("scancel", *options, *jobs)
+
+
+def requeue(job: str) -> None:
+    """Let Slurm start this very job again, at once rather than after its two minutes."""
+    call("scontrol", "requeue", job)
+    with contextlib.suppress(SlurmFailed):
+        call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def call(program: str, *arguments: str) -> Answer:
+    """Run one of Slurm's commands; raise what a user can act on."""
+    try:
+        answer = run_command([program, *arguments], timeout_s=COMMAND_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"this machine has no Slurm: there is no command '{program}'; nothing was done",
+            hint="run it where sbatch works (a login node), or start workers by hand: "
+            "'gpuledger work'",
+        ) from error
+    if answer.code is None:
+        raise SlurmFailed(
+            f"'{program}' did not answer for {COMMAND_TIMEOUT_S:g} s",
+            hint="is Slurm's controller up? 'scontrol ping' tells",
+        )
+    if answer.code:
+        said = " ".join((answer.err or answer.out).split())[:400]
+        raise SlurmFailed(f"'{program}' refused: {said}", hint=None)
+    return answer
+
+
+# --- what became of the allocations --------------------------------------------------------------
+
+
+def dead_in_a_row(
+    tasks: Sequence[str], folder: Path, *, queued: frozenset[str], claimed: frozenset[str]
+) -> list[str]:
+    """Return the latest array tasks that ended within a minute, having claimed nothing.
+
+    Empty unless there are `DEAD_IN_A_ROW` of them in a row.
+
+    Args:
+        tasks: Ids, the latest last.
+        folder: The ledger's.
+        queued: Ids that Slurm still has.
+        claimed: Ids of which a worker registered.
+    """
+    dead: list[str] = []
+    for task in reversed(tasks):
+        if task in queued:
+            continue
+        if task in claimed or not _died_quickly(folder, task):
+            break
+        dead.append(task)
+    return dead if len(dead) >= DEAD_IN_A_ROW else []
+
+
+def _died_quickly(folder: Path, task: str) -> bool:
+    began, log = folder / FOLDER / f"{task}.began", log_of(folder, task)
+    try:
+        return log.stat().st_mtime - began.stat().st_mtime < QUICKLY_S
+    except OSError:
+        return log.exists()  # the script ended before its first line, or never began
+
+
+def log_of(folder: Path, task: str) -> Path:
+    """Return the path of an array task's log."""
+    return folder / FOLDER / f"{task}.log"
+
+
+def log_tail(folder: Path, task: str) -> str:
+    """Return the last lines of an array task's log; empty when there is none."""
+    try:
+        with log_of(folder, task).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - LOG_TAIL_BYTES, 0))
+            text = file.read(LOG_TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-LOG_TAIL_LINES:])
+
+
+def tasks_of(job: str, workers: int) -> list[str]:
+    """Return the ids of a job's array tasks."""
+    return [f"{job}_{number}" for number in range(1, workers + 1)]
+
+
+def surplus(jobs: Sequence[Job], wanted: int) -> list[str]:
+    """Return the waiting array tasks that are more than is wanted, the latest first."""
+    waiting = [job.id for job in jobs if job.state == "PENDING"]
+    return list(reversed(waiting))[: max(len(jobs) - wanted, 0)]
+
+
+Say = Callable[[str], None]
