@@ -305,8 +305,8 @@ class Ledger:
         """
         chosen = selection or Selection()
         found: list[TaskRecord] = []
-        after = 0
-        while limit is None or len(found) < limit:
+        after: int | None = 0
+        while after is not None and (limit is None or len(found) < limit):
             size = queries.PAGE if limit is None else min(queries.PAGE, limit - len(found))
             page, after = self.store.read(
                 partial(
@@ -314,8 +314,6 @@ class Ledger:
                 )
             )
             found.extend(page)
-            if len(page) < size:
-                break
         return found
 
     def task(self, name: str) -> TaskRecord:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from gpuledger.where import Where
+
 Params = Mapping[str, Any]
 """One point: dotted parameter names to JSON values."""
 
@@ -624,6 +626,7 @@ class Selection:
         states: Task states.
         error: Text that the last error or its traceback contains, case-insensitive.
         worker: Name of a worker that ran an attempt of it.
+        where: A condition on parameters, facts and metrics.
     """
 
     names: tuple[str, ...] = ()
@@ -631,6 +634,7 @@ class Selection:
     states: frozenset[TaskState] = frozenset()
     error: str | None = None
     worker: str | None = None
+    where: Where | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpuledger import chosen
 from gpuledger.errors import UnknownTask
 from gpuledger.heartbeat import Beat, beat_path, read_sign_of_life
 from gpuledger.model import (
@@ -72,7 +73,23 @@ def sweep_id(db: sqlite3.Connection, name: str) -> int:
 
 
 def where(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any, ...]]:
-    """Return a condition on `task` and its values; raise UnknownTask for names that are not."""
+    """Return a condition on `task` and its values; raise UnknownTask for names that are not.
+
+    It is meant for the transaction it was asked in: `selection.where` becomes the ids it means.
+    """
+    condition = _in_sql(db, selection)
+    if selection.where is None:
+        return condition
+    ids = chosen.ids_where(db, selection.where, condition)
+    return _among(ids)
+
+
+def _among(ids: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
+    return "task.id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+
+
+def _in_sql(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any, ...]]:
+    """Return what SQL can say of the selection: all but `selection.where`."""
     clauses = ["1"]
     values: list[Any] = []
     if selection.names:
@@ -143,9 +160,19 @@ def task_names(db: sqlite3.Connection, starting_with: str, *, limit: int) -> lis
 
 def tasks(
     db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int, limit: int
-) -> tuple[list[TaskRecord], int]:
-    """Return the next selected tasks with an id above `after`, and the last one's id."""
-    condition, values = where(db, selection)
+) -> tuple[list[TaskRecord], int | None]:
+    """Return the next selected tasks with an id above `after`, at most `limit` and maybe fewer.
+
+    The number beside them is `after` for what follows; None when nothing does.
+    """
+    condition, values = _in_sql(db, selection)
+    last: int | None = None
+    if selection.where is not None:
+        if after == 0:
+            chosen.require_names(db, selection.where, (condition, values))
+        found = chosen.next_ids(db, selection.where, (condition, values), after=after, limit=limit)
+        condition, values = _among(found.ids)
+        last = None if found.is_all else found.last
     rows = db.execute(
         "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
         f" JOIN sweep ON sweep.id = task.sweep_id WHERE {condition} AND task.id > ?"
@@ -153,7 +180,9 @@ def tasks(
         (*values, after, limit),
     ).fetchall()
     records = [_task_record(db, row, folder) for row in rows]
-    return records, (rows[-1]["id"] if rows else after)
+    if selection.where is None and len(rows) == limit:
+        last = rows[-1]["id"]
+    return records, last
 
 
 def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> TaskRecord:

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from gpuledger.cli.find import open_ledger
-from gpuledger.cli.options import LedgerDir, Sweep
+from gpuledger.cli.options import Condition, ErrorText, LedgerDir, States, Sweep, WorkerName
 from gpuledger.cli.output import echo_json, echo_table, is_terminal
+from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import result_shape
 from gpuledger.display.text import clean
-from gpuledger.model import Selection, TaskRecord, TaskState
+from gpuledger.model import TaskRecord
 
 app = typer.Typer()
 
@@ -43,10 +44,10 @@ def results(
         ),
     ] = None,
     sweep: Sweep = None,
-    state: Annotated[
-        list[TaskState] | None,
-        typer.Option("--state", help="Only tasks in this state; may be repeated."),
-    ] = None,
+    state: States = None,
+    error: ErrorText = None,
+    worker: WorkerName = None,
+    where: Condition = None,
     ledger: LedgerDir = None,
 ) -> None:
     """Print one row for each task: its parameters, and the metrics it reported last.
@@ -60,7 +61,7 @@ def results(
     gpuledger results --format csv > results.csv
     gpuledger results --format json --sweep exp1 --state completed
     """
-    selection = Selection(sweep=sweep, states=frozenset(state or ()))
+    selection = selection_of(sweep=sweep, states=state, error=error, worker=worker, where=where)
     records = open_ledger(ledger).tasks(selection)
     if format_ is None:
         format_ = Format.TABLE if is_terminal() else Format.CSV

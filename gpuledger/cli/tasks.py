@@ -10,16 +10,19 @@ import typer
 from gpuledger.cli.find import open_ledger
 from gpuledger.cli.options import (
     AsJson,
+    Condition,
     ErrorText,
     LedgerDir,
+    States,
     Sweep,
     TaskName,
     WorkerName,
 )
 from gpuledger.cli.output import echo, echo_json, echo_table, is_terminal, note
+from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import task_shape
 from gpuledger.errors import BadUsage
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
 
 app = typer.Typer()
 
@@ -28,14 +31,12 @@ ROWS_ON_A_TERMINAL = 200
 
 @app.command()
 def tasks(
-    state: Annotated[
-        list[TaskState] | None,
-        typer.Option("--state", help="Only tasks in this state; may be repeated."),
-    ] = None,
+    state: States = None,
     failed: Annotated[bool, typer.Option("--failed", help="The same as --state failed.")] = False,
     sweep: Sweep = None,
     error: ErrorText = None,
     worker: WorkerName = None,
+    where: Condition = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -62,7 +63,7 @@ def tasks(
     if names and as_json:
         raise BadUsage("--names and --json do not go together", hint="leave one of them out")
     states = frozenset([*(state or ()), *([TaskState.FAILED] if failed else ())])
-    selection = Selection(sweep=sweep, states=states, error=error, worker=worker)
+    selection = selection_of(sweep=sweep, states=states, error=error, worker=worker, where=where)
     whole = names or as_json or not is_terminal()
     most = limit if limit is not None else (0 if whole else ROWS_ON_A_TERMINAL)
     found = open_ledger(ledger).tasks(selection, limit=most + 1 if most else None)
