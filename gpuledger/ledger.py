@@ -41,6 +41,7 @@ from gpuledger.model import (
     WorkerIdentity,
 )
 from gpuledger.store import Store, Unchanged
+from gpuledger.why import Waiting
 
 
 class Ledger:
@@ -319,6 +320,12 @@ class Ledger:
     def task(self, name: str) -> TaskRecord:
         """Return one task with all its attempts; raise UnknownTask when there is none."""
         return self.tasks(Selection(names=(name,)))[0]
+
+    def waiting(self, name: str) -> Waiting | None:
+        """Return what decides when a pending task runs; None when it is not pending."""
+        now = self._clock.now()
+        bare = self.store.read(lambda db: queries.waiting(db, name, lease_s=self.lease_s, now=now))
+        return None if bare is None else queries.heard_of(bare, self.folder, now=now)
 
     def task_names(self, *, starting_with: str = "", limit: int = 100) -> list[str]:
         """Return names of tasks, for shell completion."""

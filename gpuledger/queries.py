@@ -19,6 +19,7 @@ from gpuledger.model import (
     Event,
     FailureView,
     Outcome,
+    PastFailure,
     Selection,
     Snapshot,
     SweepView,
@@ -28,6 +29,7 @@ from gpuledger.model import (
     WorkerView,
     settings_from_json,
 )
+from gpuledger.why import LiveWorker, Waiting
 
 PAGE = 2000
 """Tasks read in one transaction: a few tens of milliseconds."""
@@ -389,6 +391,78 @@ def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
         )
         for row in db.execute("SELECT * FROM worker WHERE ended_at IS NULL ORDER BY name")
     )
+
+
+# --- why a task waits -------------------------------------------------------------------------
+
+
+def waiting(db: sqlite3.Connection, name: str, *, lease_s: float, now: float) -> Waiting | None:
+    """Return what decides when a pending task runs, but for signs of life; None if not pending."""
+    row = find_task(db, name)
+    if row is None or row["state"] != TaskState.PENDING:
+        return None
+    holder = db.execute("SELECT name FROM worker WHERE nonce = ?", (row["held_by"],)).fetchone()
+    sweep = db.execute("SELECT paused FROM sweep WHERE id = ?", (row["sweep_id"],)).fetchone()
+    return Waiting(
+        sweep=row["sweep"],
+        paused=sweep["paused"],
+        held_by=None if row["held_by"] is None else holder["name"] if holder else "a worker",
+        past=past_failures(db, row["id"], row["forgiven_until"], now=now),
+        avoid_s=settings_from_json(row["settings"]).avoid_s,
+        ahead=_ahead(db, row),
+        lease_s=lease_s,
+        workers=tuple(_live_workers(db)),
+    )
+
+
+def _ahead(db: sqlite3.Connection, task: sqlite3.Row) -> int:
+    """Count the claimable tasks that come before a task: of higher priority, or older."""
+    row = db.execute(
+        "SELECT COUNT(*) AS n FROM sweep JOIN task ON task.sweep_id = sweep.id"
+        " WHERE sweep.paused IS NULL AND task.state = 'pending' AND task.held_by IS NULL"
+        " AND (task.priority > :priority OR task.priority = :priority AND task.id < :id)",
+        {"priority": task["priority"], "id": task["id"]},
+    ).fetchone()
+    return int(row["n"])
+
+
+def past_failures(
+    db: sqlite3.Connection, task_id: int, forgiven_until: int, *, now: float
+) -> tuple[PastFailure, ...]:
+    """Return a task's counted failures since it was last retried by an operator."""
+    return tuple(
+        PastFailure(
+            worker=row["worker"],
+            outcome=Outcome(row["outcome"]),
+            age_s=now - row["ended_at"],
+            gpu_memory_mib=row["gpu_memory_mib"],
+        )
+        for row in db.execute(
+            "SELECT worker, outcome, ended_at, gpu_memory_mib FROM attempt"
+            " WHERE task_id = ? AND number > ? AND outcome IN ('failed', 'oom', 'timed_out')",
+            (task_id, forgiven_until),
+        )
+    )
+
+
+def _live_workers(db: sqlite3.Connection) -> list[LiveWorker]:
+    memory = {worker.nonce: worker.gpu_memory_mib for worker in live_workers(db)}
+    return [
+        LiveWorker(
+            name=view.name, nonce=view.nonce, task=view.task, gpu_memory_mib=memory[view.nonce]
+        )
+        for view in _worker_views(db)
+    ]
+
+
+def heard_of(bare: Waiting, folder: Path, *, now: float) -> Waiting:
+    """Add what the workers' own files say: how long ago they wrote, and a note."""
+    workers = []
+    for worker in bare.workers:
+        beat, age_s = read_sign_of_life(beat_path(folder, worker.name, worker.nonce), now=now)
+        note = None if beat is None else beat.note
+        workers.append(replace(worker, silent_s=age_s, note=note))
+    return replace(bare, workers=tuple(workers))
 
 
 # --- events -----------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ RANK = {
     "sweep": 5,
     "store": 2,
     "chosen": 2,
+    "why": 2,
     "results": 2,
     "parquet": 3,
     "steps": 3,

@@ -23,6 +23,7 @@ from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import task_shape
 from gpuledger.errors import BadUsage
 from gpuledger.model import TaskState
+from gpuledger.why import why_pending
 
 app = typer.Typer()
 
@@ -88,13 +89,18 @@ def tasks(
 def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> None:
     """Show one task: parameters, result, and every attempt with its whole traceback.
 
+    Of a pending task it says why it does not run.
+
     \b
     gpuledger show exp1_0_42
     """
-    record = open_ledger(ledger).task(task)
+    opened = open_ledger(ledger)
+    record = opened.task(task)
+    waiting = opened.waiting(task) if record.state is TaskState.PENDING else None
+    why = () if waiting is None else why_pending(waiting)
     if as_json:
-        echo_json(task_shape(record))
+        echo_json({**task_shape(record), **({"why_pending": list(why)} if why else {})})
         return
     from gpuledger.display.show import task_detail  # rich: only for those who draw
 
-    echo_table(task_detail(record))
+    echo_table(task_detail(record, why=why))

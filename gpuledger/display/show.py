@@ -35,18 +35,21 @@ OUTCOME_STYLES: Mapping[Outcome | None, str] = {
 }
 
 
-def task_detail(record: TaskRecord, *, width: int | None = None) -> RenderableType:
+def task_detail(
+    record: TaskRecord, *, why: Sequence[str] = (), width: int | None = None
+) -> RenderableType:
     """Return everything about a task; nothing of its traceback is cut, long lines are folded.
 
     Args:
         record: The task.
+        why: Sentences that say why it does not run.
         width: In cells; None means as wide as the console.
     """
-    return Drawing(draw=lambda cells: _lines(record, cells), width=width)
+    return Drawing(draw=lambda cells: _lines(record, why, cells), width=width)
 
 
-def _lines(record: TaskRecord, width: int) -> list[Text]:
-    lines = _facts(record, width)
+def _lines(record: TaskRecord, why: Sequence[str], width: int) -> list[Text]:
+    lines = _facts(record, why, width)
     if record.attempts:
         lines += [Text(), *_attempt_lines(record.attempts, width)]
     told = [attempt for attempt in record.attempts if attempt.traceback]
@@ -55,10 +58,12 @@ def _lines(record: TaskRecord, width: int) -> list[Text]:
     return lines
 
 
-def _facts(record: TaskRecord, width: int) -> list[Text]:
+def _facts(record: TaskRecord, why: Sequence[str], width: int) -> list[Text]:
     state = Text().append(record.state.value, style=f"bold {STATE_STYLES[record.state]}")
     state.append(_tries(record))
     lines = [*_folded(one_line(record.task), width, "bold"), state]
+    for sentence in why:
+        lines += _folded(f"  {one_line(sentence)}", width, "yellow")
     facts: dict[str, Any] = {"sweep": record.sweep, "seed": record.seed, "folder": record.folder}
     if record.priority:
         facts["priority"] = record.priority
