@@ -59,9 +59,11 @@ def retry(
     with --completed. The history of earlier attempts stays.
 
     \b
-    gpuledger retry --failed
-    gpuledger retry --failed --error "CUDA out of memory"
-    gpuledger retry exp1_0_42 --set model.name=resnet18
+    Examples:
+      gpuledger retry --failed
+      gpuledger retry --failed --error "CUDA out of memory"
+      gpuledger retry --where 'lr > 0.01 and model == "resnet18"'
+      gpuledger retry exp1_0_42 --set model.name=resnet18
     """
     wanted = [*(state or ()), *([TaskState.FAILED] if failed else ())]
     if not wanted:
@@ -104,8 +106,10 @@ def cancel(
     stay completed.
 
     \b
-    gpuledger cancel exp1_0_42 exp1_1_42
-    gpuledger cancel --sweep exp1 --kill
+    Examples:
+      gpuledger cancel exp1_0_42 exp1_1_42
+      gpuledger cancel --sweep exp1 --kill
+      gpuledger cancel --state pending --where 'lr > 0.1'
     """
     _require_filter("cancel", tasks, sweep, state, error, worker, where)
     selection = selection_of(
@@ -149,8 +153,10 @@ def set_(
     """Give tasks another priority: the highest is claimed first.
 
     \b
-    gpuledger set exp1_0_42 --priority 10
-    gpuledger set --sweep exp1 --priority -1
+    Examples:
+      gpuledger set exp1_0_42 --priority 10
+      gpuledger set --sweep exp1 --priority -1
+      gpuledger set --where 'model == "vgg"' --priority 5
     """
     if priority is None:
         raise BadUsage(

@@ -55,9 +55,10 @@ def logs(
     file gets the very bytes.
 
     \b
-    gpuledger logs exp1_0_42 -n 50
-    gpuledger logs exp1_0_42 -f
-    gpuledger logs exp1_0_42 --attempt 1 > first.log
+    Examples:
+      gpuledger logs exp1_0_42 -n 50
+      gpuledger logs exp1_0_42 -f
+      gpuledger logs exp1_0_42 --attempt 1 > first.log
     """
     opened = open_ledger(ledger)
     record = opened.task(task)

@@ -99,11 +99,11 @@ def results(
     param.NAME and metric.NAME. Parquet has typed columns, and needs 'gpuledger[parquet]'.
 
     \b
-    gpuledger results --sort val_acc --reverse --where 'lr < 0.1'
-    gpuledger results --best val_acc --by model
-    gpuledger results --by model,lr --metrics val_acc
-    gpuledger results -o results.parquet
-    gpuledger results --steps --format csv > curves.csv
+    Examples:
+      gpuledger results --sort val_acc --reverse --where 'lr < 0.1'
+      gpuledger results --best val_acc --by model
+      gpuledger results --by model,lr --metrics val_acc
+      gpuledger results --steps -o curves.parquet
     """
     format_ = _format(format_, output, steps=steps)
     if steps and (sort or best or by):

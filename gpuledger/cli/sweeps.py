@@ -74,9 +74,10 @@ def init(
     state and history, and run settings change for all that is not completed.
 
     \b
-    gpuledger init sweep.toml --dry-run
-    gpuledger init sweep.toml
-    gpuledger init sweep.toml --prune
+    Examples:
+      gpuledger init sweep.toml --dry-run
+      gpuledger init sweep.toml
+      gpuledger init sweep.toml --prune
     """
     spec = read_sweep(file, allow_large=yes)
     folder = folder_to_use(ledger)
@@ -109,8 +110,9 @@ def pause(
     """Hold a sweep, or all: running tasks go on, no other one is started.
 
     \b
-    gpuledger pause
-    gpuledger pause exp1 --reason "the data set is being moved"
+    Examples:
+      gpuledger pause
+      gpuledger pause exp1 --reason "the data set is being moved"
     """
     names = open_ledger(ledger).pause(sweep, reason=reason)
     if as_json:
@@ -126,8 +128,9 @@ def resume(sweep: SweepName = None, ledger: LedgerDir = None, as_json: AsJson = 
     """Let a paused sweep, or all, go on.
 
     \b
-    gpuledger resume
-    gpuledger resume exp1
+    Examples:
+      gpuledger resume
+      gpuledger resume exp1
     """
     names = open_ledger(ledger).resume(sweep)
     if as_json:

@@ -56,10 +56,17 @@ def tasks(
 ) -> None:
     """List tasks, in the order in which they were made.
 
+    A CONDITION compares (== != < <= > >= in, not in; and, or, not, parentheses) numbers, texts in
+    quotes, true, false and null with parameters (lr, optimizer.lr), with what every task has
+    (task, sweep, state, seed, priority, failures, losses, attempts), and with the metrics of
+    completed tasks (result.val_acc, or val_acc). What a task lacks is only equal to null.
+
     \b
-    gpuledger tasks --failed --error "CUDA out of memory"
-    gpuledger tasks --state pending --state running --sweep exp1
-    gpuledger tasks --failed --names | xargs gpuledger retry --set lr=0.1
+    Examples:
+      gpuledger tasks --failed --error "CUDA out of memory"
+      gpuledger tasks --state pending --state running --sweep exp1
+      gpuledger tasks --where 'lr > 0.01 and result.val_acc < 0.5'
+      gpuledger tasks --failed --names | xargs gpuledger retry --set lr=0.1
     """
     if names and as_json:
         raise BadUsage("--names and --json do not go together", hint="leave one of them out")
@@ -92,7 +99,9 @@ def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> N
     Of a pending task it says why it does not run.
 
     \b
-    gpuledger show exp1_0_42
+    Examples:
+      gpuledger show exp1_0_42
+      gpuledger show exp1_0_42 --json | jq .why_pending
     """
     opened = open_ledger(ledger)
     record = opened.task(task)

@@ -90,9 +90,10 @@ def work(
     kills it. SIGTERM hands it back at once. A task that fails goes to another worker first.
 
     \b
-    gpuledger work --gpu 2
-    gpuledger work --gpus all --wait
-    gpuledger work --cpu --slots 4 --sweep exp1
+    Examples:
+      gpuledger work --gpu 2
+      gpuledger work --gpus all --wait
+      gpuledger work --cpu --slots 4 --sweep exp1
     """
     folder = find_ledger(ledger)
     require_trusted(folder, trust=trust)
