@@ -340,6 +340,13 @@ def test_parquet_has_typed_columns(tmp_path: Path) -> None:
     assert math.isnan(second["loss"])
 
 
+def test_half_a_surrogate_does_not_stop_parquet(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path / ".gpuledger", sweep(points=[{"x": "a"}]))
+    lab.complete(note="b\ud800")
+    lab.run("results", "-o", str(tmp_path / "r.parquet"))
+    assert pq.read_table(tmp_path / "r.parquet").column("note").to_pylist() == ["b?"]
+
+
 def test_the_readmes_line_for_pandas_reads_it(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

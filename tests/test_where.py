@@ -357,6 +357,15 @@ def test_any_two_values_can_be_compared(left: Any, right: Any, sign: str) -> Non
     assert holds(f"a {sign} b", {"a": left, "b": right}) in (True, False)
 
 
+def test_values_that_nest_deeper_than_python_can_follow_are_not_equal() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    other = deep[0]
+    assert not holds("a == b", {"a": deep, "b": other})
+    assert not holds("a in b", {"a": deep, "b": [other]})
+
+
 def test_every_fact_is_known() -> None:
     assert set(FACTS) == set(FACTS_OF_ONE)
     for name in FACTS:

@@ -104,6 +104,7 @@ def test_out_of_memory_waits_for_a_larger_gpu_while_there_is_one() -> None:
     assert "It ran out of memory on a GPU with 24 GiB: it is for b:gpu0 now." in text
     assert "b:gpu0, which may take it, runs exp_8_0." in text
     assert "a:gpu0 runs nothing" not in text
+    assert "lately" not in text
 
 
 def test_out_of_memory_where_no_worker_has_more() -> None:
