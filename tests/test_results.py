@@ -189,6 +189,9 @@ def test_a_table_of_groups(lab: Lab) -> None:
     shown = lab.run("results", "--by", "model", "--format", "table").stdout
     assert "0.6 ± 0.14" in shown
     assert "2/3" in shown
+    assert shown.index("acc") < shown.index("loss")
+    shown = lab.run("results", "--by", "model", "--sort", "loss", "--format", "table").stdout
+    assert shown.index("loss") < shown.index("acc")
 
 
 # --- columns and options ----------------------------------------------------------------------

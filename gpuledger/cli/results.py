@@ -177,5 +177,6 @@ def _drawn(records: list[TaskRecord], wanted: rows.Wanted) -> list[RenderableTyp
     told = [name for name in (wanted.sort, wanted.best) if name in metrics]
     metrics = list(dict.fromkeys([*told, *metrics]))  # those are not left out for want of room
     if chosen.groups is not None:
-        return [groups_table([column.key for column in chosen.by], chosen.groups)]
+        names = [column.name for column in chosen.by]
+        return [groups_table(names, chosen.groups, first=wanted.sort)]
     return [results_table(chosen.records, metrics=metrics)]

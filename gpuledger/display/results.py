@@ -42,7 +42,11 @@ def results_table(
 
 
 def groups_table(
-    names: Sequence[str], groups: Sequence[Group], *, width: int | None = None
+    names: Sequence[str],
+    groups: Sequence[Group],
+    *,
+    first: str | None = None,
+    width: int | None = None,
 ) -> RenderableType:
     """Return one line for each group: its parameters, and `mean ± deviation` of each metric.
 
@@ -51,12 +55,15 @@ def groups_table(
     Args:
         names: Of the parameters that make the groups.
         groups: In order.
+        first: The metric that is left out last for want of room.
         width: In cells; None means as wide as the console.
     """
-    return Drawing(draw=lambda cells: _group_lines(names, groups, cells), width=width)
+    return Drawing(draw=lambda cells: _group_lines(names, groups, first, cells), width=width)
 
 
-def _group_lines(names: Sequence[str], groups: Sequence[Group], width: int) -> list[Text]:
+def _group_lines(
+    names: Sequence[str], groups: Sequence[Group], first: str | None, width: int
+) -> list[Text]:
     if not groups:
         return [Text("no such task", style="dim")]
     columns = []
@@ -65,7 +72,7 @@ def _group_lines(names: Sequence[str], groups: Sequence[Group], width: int) -> l
         columns.append(_column(name, [_value(text) for text in texts], rank=at))
     counts = [str(g.n) if g.n == g.total else f"{g.n}/{g.total}" for g in groups]
     columns.append(_column("n", [whole(text) for text in counts], rank=len(columns)))
-    for name in groups[0].metrics:
+    for name in sorted(groups[0].metrics, key=lambda name: name != first):
         cells = [whole(_mean(group.metrics[name], group.n)) for group in groups]
         columns.append(_column(name, cells, rank=len(columns)))
     return _fitted(columns, width)
