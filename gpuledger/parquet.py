@@ -62,7 +62,7 @@ def require_pyarrow() -> None:
     except ImportError as error:
         raise Unavailable(
             "parquet needs pyarrow, which is not installed; nothing was written",
-            hint="pip install 'gpuledger[parquet]', or say --format csv",
+            hint="pip install 'pyarrow>=14', or say --format csv",
         ) from error
 
 

@@ -128,17 +128,21 @@ def test_without_a_filter_nothing_is_changed(lab: Lab, command: str) -> None:
         ("lr >", "--where ends where", "for example"),
     ],
 )
-@pytest.mark.parametrize("command", ["tasks", "results", "cancel", "retry --failed"])
+@pytest.mark.parametrize("command", ["tasks", "results", "cancel", "set --priority 1"])
 def test_a_slip_is_an_error_with_a_hint(
     lab: Lab, command: str, condition: str, problem: str, hint: str
 ) -> None:
-    if command == "retry --failed" and condition == "result.lr > 0":
-        pytest.skip("failed tasks have no result")
     told = lab.run(*command.split(), "--where", condition, exit_code=2).stderr
     assert problem in told
-    if command != "retry --failed":
-        assert hint in told
+    assert hint in told
     assert "no task was selected" in told
+
+
+def test_a_slip_of_retry_is_told_what_failed_tasks_have(lab: Lab) -> None:
+    told = lab.run("retry", "--failed", "--where", "modle == 1", exit_code=2).stderr
+    assert "no task has a parameter or metric 'modle'" in told
+    assert "did you mean model?" in told
+    assert lab.ledger.snapshot().counts.failed == 2
 
 
 def test_a_metric_that_nobody_reported_yet_is_no_mistake(tmp_path: Path) -> None:

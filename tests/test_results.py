@@ -390,7 +390,7 @@ def test_without_pyarrow_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     told = lab.run("results", "-o", str(tmp_path / "x.parquet"), exit_code=69).stderr
-    assert "pip install 'gpuledger[parquet]'" in told
+    assert "pip install 'pyarrow>=14'" in told
     assert not (tmp_path / "x.parquet").exists()
 
 

@@ -96,7 +96,7 @@ def results(
 
     In CSV, all text is quoted and numbers are not; let a spreadsheet import it as text, since a
     value may begin with "=" and is not changed. Where names meet, the columns are called
-    param.NAME and metric.NAME. Parquet has typed columns, and needs 'gpuledger[parquet]'.
+    param.NAME and metric.NAME. Parquet has typed columns, and needs pyarrow.
 
     \b
     Examples:

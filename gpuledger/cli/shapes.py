@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuledger.clock import iso
 from gpuledger.model import (
@@ -19,8 +19,10 @@ from gpuledger.model import (
     TaskRecord,
     WorkerView,
 )
-from gpuledger.results import Group
-from gpuledger.steps import Step
+
+if TYPE_CHECKING:  # only `results` needs what they import
+    from gpuledger.results import Group
+    from gpuledger.steps import Step
 
 Shape = dict[str, Any]
 
