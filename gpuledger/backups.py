@@ -67,7 +67,7 @@ def take(store: Store, *, clock: Clock) -> Backup:
     folder = store.folder / FOLDER
     began_s = clock.boottime()
     try:
-        _make_folder(folder)
+        make_folder(folder)
         with tempfile.TemporaryDirectory(prefix="gpuledger-backup-") as scratch:
             copy = Path(scratch) / "ledger.db"
             copy.touch(mode=0o600)
@@ -236,7 +236,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder within the ledger's, open to whom that is open to."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         folder.chmod(folder.parent.stat().st_mode & 0o7777)

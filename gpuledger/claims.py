@@ -13,8 +13,6 @@ from gpuledger.model import (
     Candidate,
     Claim,
     NothingToDo,
-    Outcome,
-    PastFailure,
     RunSettings,
     Token,
     WorkerIdentity,
@@ -199,19 +197,7 @@ def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now
         " WHERE task.id = ?",
         (task_id,),
     ).fetchone()
-    past = [
-        PastFailure(
-            worker=row["worker"],
-            outcome=Outcome(row["outcome"]),
-            age_s=now - row["ended_at"],
-            gpu_memory_mib=row["gpu_memory_mib"],
-        )
-        for row in db.execute(
-            "SELECT worker, outcome, ended_at, gpu_memory_mib FROM attempt"
-            " WHERE task_id = ? AND number > ? AND outcome IN ('failed', 'oom', 'timed_out')",
-            (task_id, task["forgiven_until"]),
-        )
-    ]
+    past = queries.past_failures(db, task_id, task["forgiven_until"], now=now)
     settings = settings_from_json(task["settings"])
     others = [
         Candidate(name=other.name, gpu_memory_mib=other.gpu_memory_mib)

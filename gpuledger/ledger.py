@@ -42,6 +42,7 @@ from gpuledger.model import (
     WorkerIdentity,
 )
 from gpuledger.store import Store, Unchanged
+from gpuledger.why import Waiting
 
 
 class Ledger:
@@ -262,6 +263,10 @@ class Ledger:
         """Return the workers that have neither left nor been reaped."""
         return self.store.read(queries.live_workers)
 
+    def slurm_setups(self, sweeps: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the `[slurm] setup` of these sweeps (all of them, when none is named)."""
+        return self.store.read(lambda db: queries.slurm_setups(db, sweeps))
+
     # --- operators ----------------------------------------------------------------------------
 
     def add_sweep(self, spec: SweepSpec, *, prune: bool = False) -> SweepChange:
@@ -375,8 +380,8 @@ class Ledger:
         """
         chosen = selection or Selection()
         found: list[TaskRecord] = []
-        begin: int | str = 0 if after is None else after
-        while limit is None or len(found) < limit:
+        begin: int | str | None = 0 if after is None else after
+        while begin is not None and (limit is None or len(found) < limit):
             size = queries.PAGE if limit is None else min(queries.PAGE, limit - len(found))
             page, begin = self.store.read(
                 partial(
@@ -384,8 +389,6 @@ class Ledger:
                 )
             )
             found.extend(page)
-            if len(page) < size:
-                break
         return found
 
     def tasks_before(
@@ -410,6 +413,12 @@ class Ledger:
     def task(self, name: str) -> TaskRecord:
         """Return one task with all its attempts; raise UnknownTask when there is none."""
         return self.tasks(Selection(names=(name,)))[0]
+
+    def waiting(self, name: str) -> Waiting | None:
+        """Return what decides when a pending task runs; None when it is not pending."""
+        now = self._clock.now()
+        bare = self.store.read(lambda db: queries.waiting(db, name, lease_s=self.lease_s, now=now))
+        return None if bare is None else queries.heard_of(bare, self.folder, now=now)
 
     def task_names(self, *, starting_with: str = "", limit: int = 100) -> list[str]:
         """Return names of tasks, for shell completion."""

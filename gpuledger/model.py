@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from gpuledger.where import Where
+
 Params = Mapping[str, Any]
 """One point: dotted parameter names to JSON values."""
 
@@ -664,6 +666,7 @@ class Selection:
         worker: Name of a worker that ran an attempt of it.
         text: Text that the name, a parameter (`lr=0.1`) or the last error contains,
             case-insensitive.
+        where: A condition on parameters, facts and metrics.
     """
 
     names: tuple[str, ...] = ()
@@ -672,6 +675,7 @@ class Selection:
     error: str | None = None
     worker: str | None = None
     text: str | None = None
+    where: Where | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

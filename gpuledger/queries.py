@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpuledger import chosen
 from gpuledger.errors import UnknownTask
 from gpuledger.heartbeat import Beat, beat_path, read_sign_of_life
 from gpuledger.model import (
@@ -18,6 +19,7 @@ from gpuledger.model import (
     Event,
     FailureView,
     Outcome,
+    PastFailure,
     Selection,
     Snapshot,
     SweepView,
@@ -28,6 +30,7 @@ from gpuledger.model import (
     settings_from_json,
 )
 from gpuledger.resources import no_worker_fits
+from gpuledger.why import LiveWorker, Waiting
 
 PAGE = 2000
 """Tasks read in one transaction: a few tens of milliseconds."""
@@ -91,7 +94,23 @@ def sweep_id(db: sqlite3.Connection, name: str) -> int:
 
 
 def where(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any, ...]]:
-    """Return a condition on `task` and its values; raise UnknownTask for names that are not."""
+    """Return a condition on `task` and its values; raise UnknownTask for names that are not.
+
+    It is meant for the transaction it was asked in: `selection.where` becomes the ids it means.
+    """
+    condition = _in_sql(db, selection)
+    if selection.where is None:
+        return condition
+    ids = chosen.ids_where(db, selection.where, condition)
+    return _among(ids)
+
+
+def _among(ids: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
+    return "task.id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+
+
+def _in_sql(db: sqlite3.Connection, selection: Selection) -> tuple[str, tuple[Any, ...]]:
+    """Return what SQL can say of the selection: all but `selection.where`."""
     clauses = ["1"]
     values: list[Any] = []
     if selection.names:
@@ -165,10 +184,20 @@ def task_names(db: sqlite3.Connection, starting_with: str, *, limit: int) -> lis
 
 def tasks(
     db: sqlite3.Connection, *, selection: Selection, folder: Path, after: int | str, limit: int
-) -> tuple[list[TaskRecord], int]:
-    """Return the next selected tasks behind `after` (an id, or a name), and the last one's id."""
+) -> tuple[list[TaskRecord], int | None]:
+    """Return the next selected tasks behind `after` (an id, or a name), at most `limit`.
+
+    There may be fewer. The number beside them is `after` for what follows; None when nothing does.
+    """
     after = task_id(db, after) if isinstance(after, str) else after
-    condition, values = where(db, selection)
+    condition, values = _in_sql(db, selection)
+    last: int | None = None
+    if selection.where is not None:
+        if after == 0:
+            chosen.require_names(db, selection.where, (condition, values))
+        found = chosen.next_ids(db, selection.where, (condition, values), after=after, limit=limit)
+        condition, values = _among(found.ids)
+        last = None if found.is_all else found.last
     rows = db.execute(
         "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
         f" JOIN sweep ON sweep.id = task.sweep_id WHERE {condition} AND task.id > ?"
@@ -176,7 +205,9 @@ def tasks(
         (*values, after, limit),
     ).fetchall()
     records = [_task_record(db, row, folder) for row in rows]
-    return records, (rows[-1]["id"] if rows else after)
+    if selection.where is None and len(rows) == limit:
+        last = rows[-1]["id"]
+    return records, last
 
 
 def tasks_before(
@@ -461,6 +492,17 @@ def place_text(details: Mapping[str, Any]) -> str | None:
     return f"slurm {slurm.get('job')} on {slurm.get('node')}{again}"
 
 
+def slurm_setups(db: sqlite3.Connection, sweeps: Sequence[str]) -> tuple[str, ...]:
+    """Return the `[slurm] setup` of each of these sweeps, of all when none is named."""
+    for name in sweeps:
+        sweep_id(db, name)
+    return tuple(
+        settings_from_json(row["settings"]).slurm_setup
+        for row in db.execute("SELECT name, settings FROM sweep ORDER BY id")
+        if not sweeps or row["name"] in sweeps
+    )
+
+
 def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
     """Return the live workers but for those that stand back: their GPU is lost, or not free."""
     return tuple(
@@ -485,6 +527,79 @@ def _identity(row: sqlite3.Row) -> WorkerIdentity:
         gpu_name=row["gpu_name"],
         details=json.loads(row["details"]),
     )
+
+
+# --- why a task waits -------------------------------------------------------------------------
+
+
+def waiting(db: sqlite3.Connection, name: str, *, lease_s: float, now: float) -> Waiting | None:
+    """Return what decides when a pending task runs, but for signs of life; None if not pending."""
+    row = find_task(db, name)
+    if row is None or row["state"] != TaskState.PENDING:
+        return None
+    holder = db.execute("SELECT name FROM worker WHERE nonce = ?", (row["held_by"],)).fetchone()
+    sweep = db.execute("SELECT paused FROM sweep WHERE id = ?", (row["sweep_id"],)).fetchone()
+    return Waiting(
+        sweep=row["sweep"],
+        paused=sweep["paused"],
+        held_by=None if row["held_by"] is None else holder["name"] if holder else "a worker",
+        past=past_failures(db, row["id"], row["forgiven_until"], now=now),
+        avoid_s=settings_from_json(row["settings"]).avoid_s,
+        ahead=_ahead(db, row),
+        misfit=no_worker_fits(settings_from_json(row["settings"]), able_workers(db)),
+        lease_s=lease_s,
+        workers=tuple(_live_workers(db)),
+    )
+
+
+def _ahead(db: sqlite3.Connection, task: sqlite3.Row) -> int:
+    """Count the claimable tasks that come before a task: of higher priority, or older."""
+    row = db.execute(
+        "SELECT COUNT(*) AS n FROM sweep JOIN task ON task.sweep_id = sweep.id"
+        " WHERE sweep.paused IS NULL AND task.state = 'pending' AND task.held_by IS NULL"
+        " AND (task.priority > :priority OR task.priority = :priority AND task.id < :id)",
+        {"priority": task["priority"], "id": task["id"]},
+    ).fetchone()
+    return int(row["n"])
+
+
+def past_failures(
+    db: sqlite3.Connection, task_id: int, forgiven_until: int, *, now: float
+) -> tuple[PastFailure, ...]:
+    """Return a task's counted failures since it was last retried by an operator."""
+    return tuple(
+        PastFailure(
+            worker=row["worker"],
+            outcome=Outcome(row["outcome"]),
+            age_s=now - row["ended_at"],
+            gpu_memory_mib=row["gpu_memory_mib"],
+        )
+        for row in db.execute(
+            "SELECT worker, outcome, ended_at, gpu_memory_mib FROM attempt"
+            " WHERE task_id = ? AND number > ? AND outcome IN ('failed', 'oom', 'timed_out')",
+            (task_id, forgiven_until),
+        )
+    )
+
+
+def _live_workers(db: sqlite3.Connection) -> list[LiveWorker]:
+    memory = {worker.nonce: worker.gpu_memory_mib for worker in live_workers(db)}
+    return [
+        LiveWorker(
+            name=view.name, nonce=view.nonce, task=view.task, gpu_memory_mib=memory[view.nonce]
+        )
+        for view in _worker_views(db)
+    ]
+
+
+def heard_of(bare: Waiting, folder: Path, *, now: float) -> Waiting:
+    """Add what the workers' own files say: how long ago they wrote, and a note."""
+    workers = []
+    for worker in bare.workers:
+        beat, age_s = read_sign_of_life(beat_path(folder, worker.name, worker.nonce), now=now)
+        note = None if beat is None else beat.note
+        workers.append(replace(worker, silent_s=age_s, note=note))
+    return replace(bare, workers=tuple(workers))
 
 
 # --- events -----------------------------------------------------------------------------------

@@ -322,6 +322,7 @@ def _ending(
 
 
 def _size(path: Path) -> int:
+    """Return bytes; on NFS, asking sends what was written, so that others can follow it."""
     try:
         return path.stat().st_size
     except OSError:

@@ -79,7 +79,7 @@ def test_help_lists_every_command_with_what_it_does() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     told = run(name, "-h").stdout
-    assert f"\n  gpuledger {name}" in told
+    assert f"\n    gpuledger {name}" in told
     assert "[default: None]" not in told
 
 

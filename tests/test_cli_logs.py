@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpuledger.cli.logs import _Log
 from gpuledger.cli.logtext import TerminalText
 from gpuledger.errors import LedgerBusy
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, Outcome, TaskRecord
 from tests.cli_support import Lab, make_lab
-from tests.helpers import wait_until
+from tests.helpers import identity, wait_until
 
 HOSTILE = b"\x1b]0;owned\x07\x1b[2J\x00\x9b31m\xff caf\xc3\xa9\r\n"
 
@@ -193,3 +197,57 @@ def test_a_progress_bar_is_redrawn_piece_by_piece() -> None:
 def test_an_endless_escape_sequence_does_not_hold_back_the_log() -> None:
     text = TerminalText(can_erase=True)
     assert "after" in text.feed(b"\x1b]" + b"x" * 5000 + b" after")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
+def test_a_log_that_nfs_remembers_as_missing_is_looked_for_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """NFS keeps "no such file" for a minute, until somebody opens the folder."""
+    log = lab.write_log(lab.complete(), b"done\n")
+    opened: list[Path] = []
+    really_open = os.open
+
+    def as_nfs(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if path == log and log.parent not in opened:
+            raise OSError(number, os.strerror(number))
+        opened.append(Path(path))
+        return really_open(path, flags, *more, **named)
+
+    monkeypatch.setattr("gpuledger.cli.logs.os.open", as_nfs)
+    assert lab.run("logs", "exp1_0_42", "-f").stdout == "done\n"
+    assert opened.index(log.parent.parent) < opened.index(log.parent) < opened.index(log)
+
+
+def test_the_next_attempt_is_announced_with_its_host_on_a_line_of_its_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(lab, b"no line break")
+    other = lab.ledger.register(identity("n2", host="beta"))
+    again = lab.ledger.claim(other)
+    assert isinstance(again, Claim)
+    lab.write_log(again, b"second\n")
+    lab.ledger.complete(again.token)
+    announced = "==> exp1_0_42, attempt 2 on beta:cpu <=="
+
+    piped = lab.run("logs", "exp1_0_42", "-f", "-a", "1")
+    assert (piped.stdout, piped.stderr) == ("no line break", "")
+    monkeypatch.setattr("gpuledger.cli.logs._choose", lambda record, number: record.attempts[0])
+    piped = lab.run("logs", "exp1_0_42", "-f")
+    assert piped.stdout == "no line breaksecond\n"
+    assert piped.stderr == f"{announced}\n"
+    monkeypatch.setattr("gpuledger.cli.logs.is_terminal", lambda: True)
+    assert f"no line break\n{announced}\nsecond\n" == lab.run("logs", "exp1_0_42", "-f").output
+
+
+def test_each_look_at_a_growing_log_opens_it_anew(lab: Lab) -> None:
+    """A descriptor that is kept shows NFS clients the size of long ago."""
+    claim = lab.claim()
+    log = lab.write_log(claim, b"one\n")
+    (attempt,) = lab.ledger.task(claim.task).attempts
+    follower = _Log(attempt, lines=None, raw=True)
+    assert list(follower._pieces()) == [b"one\n"]
+    replaced = log.with_name("server")
+    replaced.write_bytes(b"one\ntwo\n")
+    replaced.replace(log)  # the same log as another host sees it now: another descriptor
+    assert list(follower._pieces()) == [b"two\n"]

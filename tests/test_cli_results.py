@@ -101,7 +101,8 @@ def test_a_terminal_gets_a_table_and_no_control_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(tmp_path / ".gpuledger", sweep(points=[{"x": "\x1b[2Jevil"}, {"x": "good"}]))
-    monkeypatch.setattr("gpuledger.cli.results.is_terminal", lambda: True)
+    for module in ("results", "rows"):
+        monkeypatch.setattr(f"gpuledger.cli.{module}.is_terminal", lambda: True)
     for options in ([], ["--format", "csv"], ["--format", "table"]):
         shown = lab.run("results", *options).stdout
         assert "good" in shown

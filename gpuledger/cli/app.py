@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "set": "change",
     "pause": "sweeps",
     "resume": "sweeps",
+    "slurm": "slurm",
     "doctor": "doctor",
     "backup": "rescue",
     "recover": "rescue",
@@ -61,7 +62,7 @@ class CommandGroup(TyperGroup):
             module = importlib.import_module(f"gpuledger.cli.{COMMANDS[cmd_name]}")
             found: Any = typer.main.get_group(module.app).commands
             for command in found.values():
-                command.rich_markup_mode = None  # help as plain as other programs'
+                _make_plain(command)
             self.commands.update(found)
         return self.commands[cmd_name]
 
@@ -96,6 +97,13 @@ class CommandGroup(TyperGroup):
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, typer.Abort):  # which of them depends on typer's version
             sys.exit(INTERRUPTED)
+
+
+def _make_plain(command: Any) -> None:
+    """Let the help of a command, and of those below it, look like that of other programs."""
+    command.rich_markup_mode = None
+    for below in getattr(command, "commands", {}).values():
+        _make_plain(below)
 
 
 def _report_usage(error: Any) -> None:

@@ -7,12 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from gpuledger.cli.find import open_ledger
-from gpuledger.cli.options import AsJson, ErrorText, LedgerDir, Sweep, TaskNames, WorkerName
+from gpuledger.cli.options import (
+    AsJson,
+    Condition,
+    ErrorText,
+    LedgerDir,
+    States,
+    Sweep,
+    TaskNames,
+    WorkerName,
+)
 from gpuledger.cli.output import echo, echo_json
+from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import task_change_shape
 from gpuledger.display.text import several
 from gpuledger.errors import BadUsage
-from gpuledger.model import Selection, TaskChange, TaskState
+from gpuledger.model import TaskChange, TaskState
 from gpuledger.sweep import parse_assignment
 
 app = typer.Typer()
@@ -27,9 +37,11 @@ def retry(
     completed: Annotated[
         bool, typer.Option("--completed", help="Completed ones, too: their results are redone.")
     ] = False,
+    state: States = None,
     error: ErrorText = None,
     sweep: Sweep = None,
     worker: WorkerName = None,
+    where: Condition = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,13 +59,20 @@ def retry(
     with --completed. The history of earlier attempts stays.
 
     \b
-    gpuledger retry --failed
-    gpuledger retry --failed --error "CUDA out of memory"
-    gpuledger retry exp1_0_42 --set model.name=resnet18
+    Examples:
+      gpuledger retry --failed
+      gpuledger retry --failed --error "CUDA out of memory"
+      gpuledger retry --where 'lr > 0.01 and model == "resnet18"'
+      gpuledger retry exp1_0_42 --set model.name=resnet18
     """
-    states = _states_to_retry(tasks, failed=failed, completed=completed, error=error, sweep=sweep)
-    selection = Selection(
-        names=tuple(tasks or ()), sweep=sweep, states=states, error=error, worker=worker
+    wanted = [*(state or ()), *([TaskState.FAILED] if failed else ())]
+    if not wanted:
+        narrowed = error is not None or worker is not None or where is not None
+        wanted = _states_to_retry(tasks, completed=completed, narrowed=narrowed, sweep=sweep)
+    elif completed:
+        wanted.append(TaskState.COMPLETED)
+    selection = selection_of(
+        names=tasks, sweep=sweep, states=wanted, error=error, worker=worker, where=where
     )
     params: dict[str, Any] = dict(parse_assignment(text) for text in assignments or ())
     change = open_ledger(ledger).retry(selection, completed=completed, params=params)
@@ -71,8 +90,10 @@ def retry(
 def cancel(
     tasks: TaskNames = None,
     sweep: Sweep = None,
+    state: States = None,
     error: ErrorText = None,
     worker: WorkerName = None,
+    where: Condition = None,
     kill: Annotated[
         bool, typer.Option("--kill", help="Stop running tasks now, instead of after this attempt.")
     ] = False,
@@ -85,15 +106,15 @@ def cancel(
     stay completed.
 
     \b
-    gpuledger cancel exp1_0_42 exp1_1_42
-    gpuledger cancel --sweep exp1 --kill
+    Examples:
+      gpuledger cancel exp1_0_42 exp1_1_42
+      gpuledger cancel --sweep exp1 --kill
+      gpuledger cancel --state pending --where 'lr > 0.1'
     """
-    if not (tasks or sweep or error or worker):
-        raise BadUsage(
-            "nothing says which tasks to cancel; nothing was changed",
-            hint="name them, or say --sweep NAME, --error TEXT or --worker NAME",
-        )
-    selection = Selection(names=tuple(tasks or ()), sweep=sweep, error=error, worker=worker)
+    _require_filter("cancel", tasks, sweep, state, error, worker, where)
+    selection = selection_of(
+        names=tasks, sweep=sweep, states=state, error=error, worker=worker, where=where
+    )
     change = open_ledger(ledger).cancel(selection, kill=kill)
     if as_json:
         echo_json(task_change_shape(change))
@@ -122,30 +143,34 @@ def set_(
         ),
     ] = None,
     sweep: Sweep = None,
+    state: States = None,
+    error: ErrorText = None,
+    worker: WorkerName = None,
+    where: Condition = None,
     ledger: LedgerDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Give tasks another priority: the highest is claimed first.
 
     \b
-    gpuledger set exp1_0_42 --priority 10
-    gpuledger set --sweep exp1 --priority -1
+    Examples:
+      gpuledger set exp1_0_42 --priority 10
+      gpuledger set --sweep exp1 --priority -1
+      gpuledger set --where 'model == "vgg"' --priority 5
     """
     if priority is None:
         raise BadUsage(
             "nothing says what to set; nothing was changed", hint="add --priority NUMBER"
         )
-    if not (tasks or sweep):
-        raise BadUsage(
-            "nothing says which tasks to set; nothing was changed",
-            hint="name them, or say --sweep NAME",
-        )
+    _require_filter("set", tasks, sweep, state, error, worker, where)
     if abs(priority) > 2**31:
         raise BadUsage(
             f"a priority is a number of at most {2**31}, not {priority}; nothing was changed",
             hint="small numbers do: 0 is usual, higher runs first",
         )
-    selection = Selection(names=tuple(tasks or ()), sweep=sweep)
+    selection = selection_of(
+        names=tasks, sweep=sweep, states=state, error=error, worker=worker, where=where
+    )
     changed = open_ledger(ledger).set_priority(selection, priority)
     if as_json:
         echo_json({"changed": changed, "priority": priority})
@@ -153,24 +178,28 @@ def set_(
         echo(f"{several(changed, 'task')} now of priority {priority}; ended ones are left alone.")
 
 
+def _require_filter(verb: str, *filters: object) -> None:
+    """A command without any would mean every task there is: too much for a slip of the hand."""
+    if all(given is None or given == [] for given in filters):
+        raise BadUsage(
+            f"nothing says which tasks to {verb}; nothing was changed",
+            hint="name them, or say --sweep NAME, --state, --where, --error TEXT or --worker NAME",
+        )
+
+
 def _states_to_retry(
-    tasks: list[str] | None,
-    *,
-    failed: bool,
-    completed: bool,
-    error: str | None,
-    sweep: str | None,
-) -> frozenset[TaskState]:
-    """Return the states that are meant; empty means all, of which only ended ones change."""
-    if failed or (error is not None and not tasks):
-        return frozenset({TaskState.FAILED, *([TaskState.COMPLETED] if completed else [])})
+    tasks: list[str] | None, *, completed: bool, narrowed: bool, sweep: str | None
+) -> list[TaskState]:
+    """Return the states that are meant when none is said; empty means all that are ended."""
     if tasks:
-        return frozenset()
+        return []
+    if narrowed:
+        return [TaskState.FAILED, *([TaskState.COMPLETED] if completed else [])]
     if completed and sweep:
-        return frozenset({TaskState.COMPLETED})
+        return [TaskState.COMPLETED]
     raise BadUsage(
         "nothing says which tasks to retry; nothing was changed",
-        hint="say --failed, name tasks, or say --completed together with --sweep NAME",
+        hint="say --failed, --where or --error, name tasks, or say --completed with --sweep NAME",
     )
 
 

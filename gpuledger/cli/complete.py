@@ -23,6 +23,11 @@ def sweep_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return _ask(ctx, lambda ledger: [sweep.name for sweep in ledger.snapshot().sweeps])
 
 
+def worker_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of the live workers; typer leaves out those that do not fit."""
+    return _ask(ctx, lambda ledger: [worker.name for worker in ledger.live_workers()])
+
+
 def _ask(ctx: typer.Context, question: Callable[[Ledger], list[str]]) -> list[str]:
     try:
         names = question(open_ledger(ctx.params.get("ledger"), lock_timeout_s=PATIENCE_S))

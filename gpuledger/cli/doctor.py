@@ -37,7 +37,7 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Examine this host: mount, locks, disk, GPUs; with --peer, what two hosts really share.
+    """Examine mount, locks, disk and GPUs of this host, or what two hosts share.
 
     One host alone cannot see whether its locks reach the others. Start 'gpuledger doctor --peer'
     on two hosts at once, on the same folder: they take each lock by turns, read each other's
@@ -45,9 +45,10 @@ def doctor(
     there is one, for 'gpuledger work'. The exit code is 0, 1 (look at something) or 2 (bad).
 
     \b
-    gpuledger doctor
-    gpuledger doctor /shared/project
-    gpuledger doctor --peer /shared/project
+    Examples:
+      gpuledger doctor
+      gpuledger doctor /shared/project
+      gpuledger doctor --peer /shared/project
     """
     from gpuledger.checkup import check_up
     from gpuledger.clock import SystemClock

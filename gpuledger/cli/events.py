@@ -41,8 +41,9 @@ def events(
     With --json and --follow together, one JSON object is printed a line.
 
     \b
-    gpuledger events -n 100
-    gpuledger events -f | grep failed
+    Examples:
+      gpuledger events -n 100
+      gpuledger events -f | grep failed
     """
     opened = open_ledger(ledger)
     after = max(opened.latest_event() - count, 0)

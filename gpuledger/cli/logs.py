@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -53,9 +55,10 @@ def logs(
     file gets the very bytes.
 
     \b
-    gpuledger logs exp1_0_42 -n 50
-    gpuledger logs exp1_0_42 -f
-    gpuledger logs exp1_0_42 --attempt 1 > first.log
+    Examples:
+      gpuledger logs exp1_0_42 -n 50
+      gpuledger logs exp1_0_42 -f
+      gpuledger logs exp1_0_42 --attempt 1 > first.log
     """
     opened = open_ledger(ledger)
     record = opened.task(task)
@@ -112,6 +115,8 @@ def _follow(
             if only or (not later and record.state in ENDED):
                 return
             if later:
+                if log is not None:
+                    log.end_line()
                 note(f"==> {record.task}, attempt {later[0].number} on {later[0].worker} <==")
                 log = _Log(later[0], lines=None, raw=raw)
                 continue
@@ -140,19 +145,27 @@ class _Log:
         self._path = Path(attempt.log)
         self._lines = lines
         self._at: int | None = None
+        self._torn = False
         self._write = _raw_writer() if raw or not is_terminal() else _terminal_writer()
 
     def copy(self, *, last: bool) -> None:
         """Print what is new; `last` says that nothing more comes."""
         for piece in self._pieces():
             self._write(piece, False)
+            self._torn = not piece.endswith(b"\n")
         if last:
             self._write(b"", True)
+
+    def end_line(self) -> None:
+        """On a terminal, begin a new line after one that the log left open."""
+        if self._torn and is_terminal():
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
     def _pieces(self) -> Iterator[bytes]:
         """Yield what is new; the file is opened each time, since that is when NFS looks anew."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = _open_fresh(self._path)
         except OSError:
             return
         with os.fdopen(descriptor, "rb") as file:
@@ -163,6 +176,24 @@ class _Log:
             while piece := file.read(PIECE_BYTES):
                 self._at += len(piece)
                 yield piece
+
+
+def _open_fresh(path: Path) -> int:
+    """Open a log that another host may have made a moment ago.
+
+    Where a file was missed once, NFS goes on missing it for a minute, unless its folders are
+    opened, which makes it look again; a name that now means another file is cured the same way.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+    for folder in (path.parent.parent, path.parent):
+        with contextlib.suppress(OSError):
+            os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY))
+    return os.open(path, flags)
 
 
 def _start_of_last(descriptor: int, lines: int) -> int:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from gpuledger.cli.complete import sweep_names, task_names
+from gpuledger.cli.complete import sweep_names, task_names, worker_names
+from gpuledger.model import TaskState
 
 LedgerDir = Annotated[
     Path | None,
@@ -45,7 +46,25 @@ ErrorText = Annotated[
 WorkerName = Annotated[
     str | None,
     typer.Option(
-        "--worker", metavar="NAME", help="Only tasks that this worker ran (as in host:gpu0)."
+        "--worker",
+        metavar="NAME",
+        autocompletion=worker_names,
+        help="Only tasks that this worker ran (as in host:gpu0).",
+    ),
+]
+
+States = Annotated[
+    list[TaskState] | None,
+    typer.Option("--state", help="Only tasks in this state; may be repeated."),
+]
+
+Condition = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        "-w",
+        metavar="CONDITION",
+        help="Only tasks that meet it: 'lr > 0.01 and model == \"resnet18\"'.",
     ),
 ]
 

@@ -45,7 +45,7 @@ def echo_json(value: Any) -> None:
     try:
         text = json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+        text = json.dumps(finite(value), indent=indent, allow_nan=False)
     sys.stdout.write(text + "\n")
 
 
@@ -82,11 +82,12 @@ def is_dumb() -> bool:
     return os.environ.get("TERM", "dumb") in ("dumb", "unknown", "")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value with null for every number that JSON does not know."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -29,8 +29,9 @@ def backup(
     does it, too. The last ten are kept, and one an hour of the last 24.
 
     \b
-    gpuledger backup
-    gpuledger backup --list
+    Examples:
+      gpuledger backup
+      gpuledger backup --list
     """
     from gpuledger.backups import Backup, existing, take
     from gpuledger.clock import SystemClock
@@ -76,15 +77,16 @@ def recover(
     ledger: LedgerDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace a damaged ledger by its newest good backup, and replay what workers noted since.
+    """Replace a damaged ledger by a backup and what workers noted since.
 
     The damaged files are kept, together, in a folder of their own. Changes that people made since
     the backup (retry, cancel, pause, set) are not in it; new sweeps are backed up when made.
     Nothing happens to a ledger that is whole, unless --force is given.
 
     \b
-    gpuledger recover
-    gpuledger recover --from .gpuledger/backups/20261124T101500Z-1-4711.db --force
+    Examples:
+      gpuledger recover
+      gpuledger recover --from .gpuledger/backups/20261124T101500Z-1-4711.db --force
     """
     from gpuledger.backups import take
     from gpuledger.clock import SystemClock

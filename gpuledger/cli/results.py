@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuledger.cli import rows
 from gpuledger.cli.find import open_ledger
-from gpuledger.cli.options import LedgerDir, Sweep
-from gpuledger.cli.output import echo_json, echo_table, is_terminal
-from gpuledger.cli.shapes import result_shape
-from gpuledger.display.text import clean
-from gpuledger.model import Selection, TaskRecord, TaskState
+from gpuledger.cli.options import Condition, ErrorText, LedgerDir, States, Sweep, WorkerName
+from gpuledger.cli.output import echo_table, is_terminal, note
+from gpuledger.cli.select import selection_of
+from gpuledger.errors import BadUsage
+from gpuledger.model import TaskRecord
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 app = typer.Typer()
-
-FIRST_COLUMNS = ("task", "sweep", "state", "seed")
 
 
 class Format(StrEnum):
@@ -30,6 +28,7 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
+    PARQUET = "parquet"
 
 
 @app.command()
@@ -38,86 +37,146 @@ def results(
         Format | None,
         typer.Option(
             "--format",
-            "-o",
-            help="Without it, a terminal gets a table, a pipe or a file gets CSV.",
+            "-f",
+            help="Else by the end of --output's name; else a table for a terminal, CSV for a pipe.",
         ),
     ] = None,
-    sweep: Sweep = None,
-    state: Annotated[
-        list[TaskState] | None,
-        typer.Option("--state", help="Only tasks in this state; may be repeated."),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to a file, whole or not."),
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort", metavar="NAME", help="Sort by a parameter or metric, the smallest first."
+        ),
+    ] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", "-r", help="The largest first; NaN and missing stay last.")
+    ] = False,
+    best: Annotated[
+        str | None,
+        typer.Option(
+            "--best",
+            metavar="METRIC",
+            help="Only the task with the largest value; with --by, that of each group.",
+        ),
+    ] = None,
+    smallest: Annotated[
+        bool, typer.Option("--min", help="With --best: the smallest value is the best.")
+    ] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="NAMES",
+            help="One row for equal values of these parameters: mean and deviation over the rest.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metrics", "-m", metavar="NAMES", help="Only these metrics, as in a,b."),
+    ] = None,
+    steps: Annotated[
+        bool,
+        typer.Option("--steps", help="One row for every report of every attempt, not the last."),
+    ] = False,
+    sweep: Sweep = None,
+    state: States = None,
+    error: ErrorText = None,
+    worker: WorkerName = None,
+    where: Condition = None,
     ledger: LedgerDir = None,
 ) -> None:
     """Print one row for each task: its parameters, and the metrics it reported last.
 
-    Metrics are those of the attempt that completed the task. In CSV, all
-    text is quoted and numbers are not; let a spreadsheet import it as
-    text, since a value may begin with "=" and is not changed. A metric
-    with the name of a parameter is called metric.NAME there.
+    Metrics are those of the attempt that completed the task. With --by, numbers are summed up
+    over all tasks of a group, usually its seeds: mean, standard deviation (of the sample) and how
+    many there were; NaN and infinities are not among them. NAMES are separated by commas.
+
+    In CSV, all text is quoted and numbers are not; let a spreadsheet import it as text, since a
+    value may begin with "=" and is not changed. Where names meet, the columns are called
+    param.NAME and metric.NAME. Parquet has typed columns, and needs pyarrow.
 
     \b
-    gpuledger results --format csv > results.csv
-    gpuledger results --format json --sweep exp1 --state completed
+    Examples:
+      gpuledger results --sort val_acc --reverse --where 'lr < 0.1'
+      gpuledger results --best val_acc --by model
+      gpuledger results --by model,lr --metrics val_acc
+      gpuledger results --steps -o curves.parquet
     """
-    selection = Selection(sweep=sweep, states=frozenset(state or ()))
-    records = open_ledger(ledger).tasks(selection)
-    if format_ is None:
-        format_ = Format.TABLE if is_terminal() else Format.CSV
-    if format_ is Format.JSON:
-        echo_json([result_shape(record) for record in records])
-    elif format_ is Format.TABLE:
-        from gpuledger.display.results import results_table  # rich: only for those who draw
-
-        echo_table(results_table(records))
-    else:
-        for line in csv_lines(records):
-            sys.stdout.write((clean(line) if is_terminal() else line) + "\n")
-
-
-def csv_lines(records: Sequence[TaskRecord]) -> Iterator[str]:
-    """Yield the header and one row a task, as CSV (RFC 4180, but with LF)."""
-    params = _in_order(record.params for record in records)
-    metrics = _in_order(record.result or {} for record in records)
-    taken = {*FIRST_COLUMNS}
-    param_columns = [f"param.{name}" if name in taken else name for name in params]
-    taken.update(param_columns)
-    metric_columns = [f"metric.{name}" if name in taken else name for name in metrics]
-    yield _csv_line([*FIRST_COLUMNS, *param_columns, *metric_columns])
-    for record in records:
-        result = record.result or {}
-        yield _csv_line(
-            [
-                record.task,
-                record.sweep,
-                str(record.state),
-                record.seed,
-                *(record.params.get(name) for name in params),
-                *(result.get(name) for name in metrics),
-            ]
+    format_ = _format(format_, output, steps=steps)
+    if steps and (sort or best or by):
+        raise BadUsage(
+            "--steps does not go together with --sort, --best or --by",
+            hint="--steps lists every report; sort and sum up what it wrote",
         )
-
-
-def _in_order(mappings: Iterable[Any]) -> list[str]:
-    """Return the names in all mappings, each once, in the order of first sight."""
-    names: dict[str, None] = {}
-    for mapping in mappings:
-        names.update(dict.fromkeys(mapping))
-    return list(names)
-
-
-def _csv_line(values: Sequence[Any]) -> str:
-    line = io.StringIO()
-    csv.writer(line, quoting=csv.QUOTE_NONNUMERIC, lineterminator="").writerow(
-        [_cell(value) for value in values]
+    if smallest and not best:
+        raise BadUsage("--min goes with --best only", hint="for example --best loss --min")
+    if reverse and not sort:
+        raise BadUsage("--reverse goes with --sort only", hint="for example --sort loss --reverse")
+    selection = selection_of(sweep=sweep, states=state, error=error, worker=worker, where=where)
+    records = open_ledger(ledger).tasks(selection)
+    wanted = rows.Wanted(
+        sort=sort,
+        reverse=reverse,
+        best=best,
+        smallest=smallest,
+        by=_separated(by),
+        metrics=_separated(metrics),
+        steps=steps,
     )
-    return line.getvalue()
+    if format_ is Format.TABLE:
+        echo_table(*_drawn(records, wanted))
+        return
+    with rows.destination(output) as file:
+        rows.write(file, str(format_), records, wanted)
+    if output is not None:
+        note(f"Written to {output}.")
 
 
-def _cell(value: Any) -> Any:
-    """Return a number or a text; structures become JSON, None an empty cell."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | list | dict):
-        return json.dumps(value)
-    return value
+def _format(given: Format | None, output: Path | None, *, steps: bool) -> Format:
+    """Return the format that is meant; what cannot be shown or written so is an error."""
+    ends = {f".{one}": one for one in Format if one is not Format.TABLE}
+    if given is None and output is not None:
+        given = ends.get(output.suffix.lower())
+        if given is None:
+            raise BadUsage(
+                f"the format is not clear from the name {str(output)!a}; nothing was written",
+                hint=f"say --format, or end the name with {', '.join(ends)}",
+            )
+    if given is None:
+        given = Format.TABLE if is_terminal() and not steps else Format.CSV
+    if given is Format.TABLE and (steps or output is not None):
+        raise BadUsage(
+            f"a table cannot be {'made of --steps' if steps else 'written to a file'};"
+            " nothing was written",
+            hint="say --format csv, json or parquet",
+        )
+    if given is Format.PARQUET:
+        if output is None and is_terminal():
+            raise BadUsage(
+                "parquet is not for a terminal; nothing was written",
+                hint="name a file: -o results.parquet",
+            )
+        from gpuledger.parquet import require_pyarrow
+
+        require_pyarrow()
+    return given
+
+
+def _separated(names: list[str] | None) -> tuple[str, ...]:
+    return tuple(name.strip() for text in names or () for name in text.split(",") if name.strip())
+
+
+def _drawn(records: list[TaskRecord], wanted: rows.Wanted) -> list[RenderableType]:
+    from gpuledger.display.results import groups_table, results_table  # rich: only to draw
+
+    chosen = rows.choose(records, wanted)
+    metrics = chosen.metric_keys
+    told = [name for name in (wanted.sort, wanted.best) if name in metrics]
+    metrics = list(dict.fromkeys([*told, *metrics]))  # those are not left out for want of room
+    if chosen.groups is not None:
+        names = [column.name for column in chosen.by]
+        return [groups_table(names, chosen.groups, first=wanted.sort)]
+    return [results_table(chosen.records, metrics=metrics)]

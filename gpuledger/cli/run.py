@@ -57,8 +57,9 @@ def run(
     The first Ctrl-C lets running tasks finish, the second hands them back, the third kills them.
 
     \b
-    gpuledger run sweep.toml
-    gpuledger run sweep.toml --cpu --slots 4
+    Examples:
+      gpuledger run sweep.toml
+      gpuledger run sweep.toml --cpu --slots 4
     """
     spec = read_sweep(file, allow_large=yes)
     folder = folder_to_use(ledger)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuledger.clock import iso
 from gpuledger.model import (
@@ -18,6 +19,10 @@ from gpuledger.model import (
     TaskRecord,
     WorkerView,
 )
+
+if TYPE_CHECKING:  # only `results` needs what they import
+    from gpuledger.results import Group
+    from gpuledger.steps import Step
 
 Shape = dict[str, Any]
 
@@ -63,15 +68,34 @@ def event_shape(event: Event) -> Shape:
     }
 
 
-def result_shape(record: TaskRecord) -> Shape:
-    """Return one element of what `results --format json` prints."""
+def result_shape(record: TaskRecord, metrics: Collection[str]) -> Shape:
+    """Return one element of what `results --format json` prints, with these metrics."""
     return {
         "task": record.task,
         "sweep": record.sweep,
         "state": record.state,
         "seed": record.seed,
         "params": dict(record.params),
-        "metrics": dict(record.result or {}),
+        "metrics": {k: v for k, v in (record.result or {}).items() if k in metrics},
+    }
+
+
+def group_shape(names: Sequence[str], group: Group) -> Shape:
+    """Return one element of what `results --by NAMES --format json` prints."""
+    return {
+        "by": dict(zip(names, group.values, strict=True)),
+        "n": group.n,
+        "tasks": group.total,
+        "metrics": {name: asdict(statistic) for name, statistic in group.metrics.items()},
+    }
+
+
+def step_shape(step: Step, metrics: Collection[str]) -> Shape:
+    """Return one element of what `results --steps --format json` prints."""
+    return {
+        **step.facts,
+        "params": dict(step.record.params),
+        "metrics": {k: v for k, v in step.metrics.items() if k in metrics},
     }
 
 

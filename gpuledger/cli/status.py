@@ -27,9 +27,10 @@ def status(
     looks, and ending it ends nothing else. In a pipe it prints once.
 
     \b
-    gpuledger status
-    gpuledger status --once --sweep exp1
-    gpuledger status --json
+    Examples:
+      gpuledger status
+      gpuledger status --once --sweep exp1
+      gpuledger status --json
     """
     opened = open_ledger(ledger)
     if as_json:

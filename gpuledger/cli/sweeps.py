@@ -75,9 +75,10 @@ def init(
     state and history, and run settings change for all that is not completed.
 
     \b
-    gpuledger init sweep.toml --dry-run
-    gpuledger init sweep.toml
-    gpuledger init sweep.toml --prune
+    Examples:
+      gpuledger init sweep.toml --dry-run
+      gpuledger init sweep.toml
+      gpuledger init sweep.toml --prune
     """
     spec = read_sweep(file, allow_large=yes)
     folder = folder_to_use(ledger)
@@ -121,8 +122,9 @@ def pause(
     """Hold a sweep, or all: running tasks go on, no other one is started.
 
     \b
-    gpuledger pause
-    gpuledger pause exp1 --reason "the data set is being moved"
+    Examples:
+      gpuledger pause
+      gpuledger pause exp1 --reason "the data set is being moved"
     """
     names = open_ledger(ledger).pause(sweep, reason=reason)
     if as_json:
@@ -138,8 +140,9 @@ def resume(sweep: SweepName = None, ledger: LedgerDir = None, as_json: AsJson = 
     """Let a paused sweep, or all, go on.
 
     \b
-    gpuledger resume
-    gpuledger resume exp1
+    Examples:
+      gpuledger resume
+      gpuledger resume exp1
     """
     names = open_ledger(ledger).resume(sweep)
     if as_json:

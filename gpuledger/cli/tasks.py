@@ -10,16 +10,20 @@ import typer
 from gpuledger.cli.find import open_ledger
 from gpuledger.cli.options import (
     AsJson,
+    Condition,
     ErrorText,
     LedgerDir,
+    States,
     Sweep,
     TaskName,
     WorkerName,
 )
 from gpuledger.cli.output import echo, echo_json, echo_table, is_terminal, note
+from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import task_shape
 from gpuledger.errors import BadUsage
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
+from gpuledger.why import why_pending
 
 app = typer.Typer()
 
@@ -28,14 +32,12 @@ ROWS_ON_A_TERMINAL = 200
 
 @app.command()
 def tasks(
-    state: Annotated[
-        list[TaskState] | None,
-        typer.Option("--state", help="Only tasks in this state; may be repeated."),
-    ] = None,
+    state: States = None,
     failed: Annotated[bool, typer.Option("--failed", help="The same as --state failed.")] = False,
     sweep: Sweep = None,
     error: ErrorText = None,
     worker: WorkerName = None,
+    where: Condition = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -54,15 +56,22 @@ def tasks(
 ) -> None:
     """List tasks, in the order in which they were made.
 
+    A CONDITION compares (== != < <= > >= in, not in; and, or, not, parentheses) numbers, texts in
+    quotes, true, false and null with parameters (lr, optimizer.lr), with what every task has
+    (task, sweep, state, seed, priority, failures, losses, attempts), and with the metrics of
+    completed tasks (result.val_acc, or val_acc). What a task lacks is only equal to null.
+
     \b
-    gpuledger tasks --failed --error "CUDA out of memory"
-    gpuledger tasks --state pending --state running --sweep exp1
-    gpuledger tasks --failed --names | xargs gpuledger retry --set lr=0.1
+    Examples:
+      gpuledger tasks --failed --error "CUDA out of memory"
+      gpuledger tasks --state pending --state running --sweep exp1
+      gpuledger tasks --where 'lr > 0.01 and result.val_acc < 0.5'
+      gpuledger tasks --failed --names | xargs gpuledger retry --set lr=0.1
     """
     if names and as_json:
         raise BadUsage("--names and --json do not go together", hint="leave one of them out")
     states = frozenset([*(state or ()), *([TaskState.FAILED] if failed else ())])
-    selection = Selection(sweep=sweep, states=states, error=error, worker=worker)
+    selection = selection_of(sweep=sweep, states=states, error=error, worker=worker, where=where)
     whole = names or as_json or not is_terminal()
     most = limit if limit is not None else (0 if whole else ROWS_ON_A_TERMINAL)
     found = open_ledger(ledger).tasks(selection, limit=most + 1 if most else None)
@@ -87,13 +96,20 @@ def tasks(
 def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> None:
     """Show one task: parameters, result, and every attempt with its whole traceback.
 
+    Of a pending task it says why it does not run.
+
     \b
-    gpuledger show exp1_0_42
+    Examples:
+      gpuledger show exp1_0_42
+      gpuledger show exp1_0_42 --json | jq .why_pending
     """
-    record = open_ledger(ledger).task(task)
+    opened = open_ledger(ledger)
+    record = opened.task(task)
+    waiting = opened.waiting(task) if record.state is TaskState.PENDING else None
+    why = () if waiting is None else why_pending(waiting)
     if as_json:
-        echo_json(task_shape(record))
+        echo_json({**task_shape(record), **({"why_pending": list(why)} if why else {})})
         return
     from gpuledger.display.show import task_detail  # rich: only for those who draw
 
-    echo_table(task_detail(record))
+    echo_table(task_detail(record, why=why))

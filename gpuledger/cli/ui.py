@@ -37,7 +37,9 @@ def ui(
     quits; quitting ends nothing else.
 
     \b
-    gpuledger ui
+    Examples:
+      gpuledger ui
+      gpuledger ui --sweep exp1
     """
     if importlib.util.find_spec("textual") is None:
         raise Unavailable(

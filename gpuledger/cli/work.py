@@ -107,12 +107,11 @@ def work(
     kills it. SIGTERM hands it back at once. A task that fails goes to another worker first.
 
     \b
-    gpuledger work --gpu 2
-    gpuledger work --gpus all --wait
-    gpuledger work --gpu 0,1 --wait-free 10GB
-    gpuledger work --gpus all --gpus-per-task 2
-    gpuledger work --gpu 0 --slots 3
-    gpuledger work --cpu --slots 4 --sweep exp1
+    Examples:
+      gpuledger work --gpu 2
+      gpuledger work --gpus all --wait
+      gpuledger work --gpu 0,1 --wait-free 10GB
+      gpuledger work --cpu --slots 4 --sweep exp1
     """
     folder = find_ledger(ledger)
     require_trusted(folder, trust=trust)
@@ -192,6 +191,7 @@ def work_on(
     wait_free: str | None = None,
 ) -> int:
     """Be one worker; return the exit code."""
+    from gpuledger.cli.allocated import find_allocation, leave_allocation
     from gpuledger.clock import SystemClock
     from gpuledger.hosts import require_shared_locks
     from gpuledger.ledger import Ledger
@@ -199,11 +199,13 @@ def work_on(
     from gpuledger.process import become_subreaper, host_name, pid_start, this_machine
     from gpuledger.pulse import Pulse
     from gpuledger.signals import listen
+    from gpuledger.slurm_jobs import balance
     from gpuledger.worker import Tools, Worker, WorkerOptions
 
+    clock = SystemClock()
+    allocation = find_allocation(clock)
     ledger = Ledger.open(folder, lock_timeout_s=5.0)
     require_shared_locks(ledger, unsafe=unsafe)
-    clock = SystemClock()
 
     def identify() -> WorkerIdentity:
         return WorkerIdentity(
@@ -216,6 +218,7 @@ def work_on(
             gpus=device.visible,
             gpu_memory_mib=device.memory_mib,
             gpu_name=device.model,
+            details=allocation.place.details() if allocation is not None else {},
         )
 
     watch, gate = guard_gpus(device, ledger.uuid, clock=clock, wait_free=wait_free)
@@ -241,16 +244,21 @@ def work_on(
             identify=identify,
             admit=lambda: require_shared_locks(ledger, unsafe=unsafe),
             gpus=gate,
+            allocation=allocation,
         )
         options = WorkerOptions(
             sweeps=sweeps, max_tasks=max_tasks, stay=stay, on_failure=on_failure
         )
         worker = Worker(ledger, options, tools)
+        if allocation is not None:
+            balance(ledger, note)
         try:
             worker.run()
         finally:
             if gate is not None:
                 gate.stop()
+        if allocation is not None:
+            leave_allocation(ledger, worker, allocation, terminated=bool(signals.terminates))
         if signals.interrupts or signals.terminates:
             return INTERRUPTED
     return FAILED if worker.failed_for_good else 0

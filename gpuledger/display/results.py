@@ -12,14 +12,20 @@ from gpuledger.display.bars import STATE_STYLES
 from gpuledger.display.cells import cut, flow
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.grid import Cell, Column, grid, left_out, plain, whole
-from gpuledger.display.text import one_line, several, value_text
+from gpuledger.display.text import number, one_line, several, value_text
 from gpuledger.model import TaskRecord, TaskState
+from gpuledger.results import Group, Statistic
 
 PARAM_DIGITS = 6
 VALUE_CELLS = 24
 
 
-def results_table(records: Sequence[TaskRecord], *, width: int | None = None) -> RenderableType:
+def results_table(
+    records: Sequence[TaskRecord],
+    *,
+    metrics: Sequence[str] | None = None,
+    width: int | None = None,
+) -> RenderableType:
     """Return one line for each task: name, seed, parameters that differ, metrics.
 
     Parameters that are the same for all tasks stand above the table. The last metrics are left
@@ -27,19 +33,71 @@ def results_table(records: Sequence[TaskRecord], *, width: int | None = None) ->
 
     Args:
         records: The tasks.
+        metrics: Only these, in this order; None means all.
         width: In cells; None means as wide as the console.
     """
-    return Drawing(draw=lambda cells: _lines(records, cells), width=width)
+    if metrics is None:
+        metrics = _names(record.result or {} for record in records)
+    return Drawing(draw=lambda cells: _lines(records, metrics, cells), width=width)
 
 
-def _lines(records: Sequence[TaskRecord], width: int) -> list[Text]:
+def groups_table(
+    names: Sequence[str],
+    groups: Sequence[Group],
+    *,
+    first: str | None = None,
+    width: int | None = None,
+) -> RenderableType:
+    """Return one line for each group: its parameters, and `mean ± deviation` of each metric.
+
+    A metric that fewer tasks have than have a result says of how many it speaks.
+
+    Args:
+        names: Of the parameters that make the groups.
+        groups: In order.
+        first: The metric that is left out last for want of room.
+        width: In cells; None means as wide as the console.
+    """
+    return Drawing(draw=lambda cells: _group_lines(names, groups, first, cells), width=width)
+
+
+def _group_lines(
+    names: Sequence[str], groups: Sequence[Group], first: str | None, width: int
+) -> list[Text]:
+    if not groups:
+        return [Text("no such task", style="dim")]
+    columns = []
+    for at, name in enumerate(names):
+        texts = [value_text(group.values[at], digits=PARAM_DIGITS) for group in groups]
+        columns.append(_column(name, [_value(text) for text in texts], rank=at))
+    counts = [str(g.n) if g.n == g.total else f"{g.n}/{g.total}" for g in groups]
+    columns.append(_column("n", [whole(text) for text in counts], rank=len(columns)))
+    for name in sorted(groups[0].metrics, key=lambda name: name != first):
+        cells = [whole(_mean(group.metrics[name], group.n)) for group in groups]
+        columns.append(_column(name, cells, rank=len(columns)))
+    return _fitted(columns, width)
+
+
+def _mean(told: Statistic, n: int) -> str:
+    if told.mean is None:
+        return ""
+    text = number(told.mean)
+    text += f" ± {number(told.std, digits=2)}" if told.std is not None else ""
+    return text if told.n == n else f"{text} (n={told.n})"
+
+
+def _lines(records: Sequence[TaskRecord], metrics: Sequence[str], width: int) -> list[Text]:
     if not records:
         return [Text("no such task", style="dim")]
     differing, common = _told_apart(records)
-    columns = _columns(records, differing)
     lines = flow([Text(text) for text in common], width)
     lines += [Text()] if lines else []
-    lines += grid(columns, width=width)
+    return lines + _fitted(_columns(records, differing, metrics), width)
+
+
+def _fitted(columns: Sequence[Column], width: int) -> list[Text]:
+    """Return the lines of what fits, and how much does not."""
+    lines = grid(columns, width=width)
     missing = left_out(columns, width=width)
     if missing:
         hint = f"… {several(missing, 'more column')}: gpuledger results --format csv"
@@ -59,8 +117,9 @@ def _told_apart(records: Sequence[TaskRecord]) -> tuple[list[str], list[str]]:
     return differing, common
 
 
-def _columns(records: Sequence[TaskRecord], params: Sequence[str]) -> list[Column]:
-    metrics = _names(record.result or {} for record in records)
+def _columns(
+    records: Sequence[TaskRecord], params: Sequence[str], metrics: Sequence[str]
+) -> list[Column]:
     unfinished = any(record.state is not TaskState.COMPLETED for record in records)
     columns = [
         Column(

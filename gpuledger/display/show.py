@@ -37,19 +37,22 @@ OUTCOME_STYLES: Mapping[Outcome | None, str] = {
 }
 
 
-def task_detail(record: TaskRecord, *, width: int | None = None) -> RenderableType:
+def task_detail(
+    record: TaskRecord, *, why: Sequence[str] = (), width: int | None = None
+) -> RenderableType:
     """Return everything about a task; nothing of its traceback is cut, long lines are folded.
 
     Args:
         record: The task.
+        why: Sentences that say why it does not run.
         width: In cells; None means as wide as the console.
     """
-    return Drawing(draw=lambda cells: detail_lines(record, width=cells), width=width)
+    return Drawing(draw=lambda cells: detail_lines(record, why, width=cells), width=width)
 
 
-def detail_lines(record: TaskRecord, *, width: int) -> list[Text]:
+def detail_lines(record: TaskRecord, why: Sequence[str] = (), *, width: int) -> list[Text]:
     """Return the lines of `task_detail`."""
-    lines = _facts(record, width)
+    lines = _facts(record, why, width)
     if record.attempts:
         lines += [Text(), *_attempt_lines(record.attempts, width)]
     told = [attempt for attempt in record.attempts if attempt.traceback]
@@ -58,10 +61,12 @@ def detail_lines(record: TaskRecord, *, width: int) -> list[Text]:
     return lines
 
 
-def _facts(record: TaskRecord, width: int) -> list[Text]:
+def _facts(record: TaskRecord, why: Sequence[str], width: int) -> list[Text]:
     state = Text().append(record.state.value, style=f"bold {STATE_STYLES[record.state]}")
     state.append(_tries(record))
     lines = [*_folded(one_line(record.task), width, "bold"), state]
+    for sentence in why:
+        lines += _folded(f"  {one_line(sentence)}", width, "yellow")
     facts: dict[str, Any] = {"sweep": record.sweep, "seed": record.seed, "folder": record.folder}
     if record.priority:
         facts["priority"] = record.priority

@@ -1,0 +1,257 @@
+"""The commands that let Slurm start workers: slurm start, slurm status, slurm stop."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuledger.cli.find import find_ledger
+from gpuledger.cli.options import AsJson, LedgerDir
+from gpuledger.cli.output import echo, echo_json, echo_table, note
+from gpuledger.display.text import several
+from gpuledger.errors import BadUsage
+
+app = typer.Typer()
+slurm = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(slurm, name="slurm")
+
+
+@slurm.callback()
+def slurm_commands() -> None:
+    """Let a Slurm cluster start workers that pull tasks from the ledger.
+
+    \b
+    Examples:
+      gpuledger slurm start --workers 8 --time 4:00:00 --partition gpu
+      gpuledger slurm status
+      gpuledger slurm stop
+    """
+
+
+@slurm.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def start(
+    context: typer.Context,
+    workers: Annotated[
+        int, typer.Option("--workers", "-n", min=1, max=100_000, help="Allocations, one each.")
+    ],
+    gpus_per_worker: Annotated[
+        int, typer.Option("--gpus-per-worker", min=0, max=1024, help="0 means the CPU.")
+    ] = 1,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="TIME", help="Limit, as in 4:00:00.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option("--partition", "-p", metavar="NAME")] = None,
+    account: Annotated[str | None, typer.Option("--account", metavar="NAME")] = None,
+    qos: Annotated[str | None, typer.Option("--qos", metavar="NAME")] = None,
+    constraint: Annotated[str | None, typer.Option("--constraint", metavar="EXPRESSION")] = None,
+    mem: Annotated[str | None, typer.Option("--mem", metavar="SIZE", help="As in 32G.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="CPU cores for each worker.")
+    ] = None,
+    throttle: Annotated[
+        int | None, typer.Option("--throttle", min=1, help="At most so many at a time.")
+    ] = None,
+    setup: Annotated[
+        Path | None,
+        typer.Option(
+            "--setup",
+            metavar="FILE",
+            help="Lines of shell for the beginning of the script: modules, conda.",
+        ),
+    ] = None,
+    wrap: Annotated[
+        str | None,
+        typer.Option(
+            "--wrap", metavar="COMMAND", help="Run the worker by this, as in a container."
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", "-s", metavar="NAME", help="Only tasks of this sweep; repeatable."),
+    ] = None,
+    autoscale: Annotated[
+        bool,
+        typer.Option("--autoscale", help="Follow what is pending, up to --workers."),
+    ] = False,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the script and submit nothing.")
+    ] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Let Slurm say when it could start; submit nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Submit although the last allocations died at once.")
+    ] = False,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit an array job of which each task is one worker.
+
+    What follows -- goes to sbatch as it is.
+
+    \b
+    Examples:
+      gpuledger slurm start --workers 8 --time 4:00:00 --partition gpu
+      gpuledger slurm start --workers 4 --print
+      gpuledger slurm start --workers 4 --setup modules.sh -- --mail-type=FAIL
+    """
+    from gpuledger import slurm as cluster
+    from gpuledger import slurm_jobs as jobs
+    from gpuledger.ledger import Ledger
+
+    folder = find_ledger(ledger)
+    opened = Ledger.open(folder)
+    request = cluster.Request(
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        options={
+            "time": time,
+            "partition": partition,
+            "account": account,
+            "qos": qos,
+            "constraint": constraint,
+            "mem": mem,
+            "cpus-per-task": None if cpus is None else str(cpus),
+        },
+        throttle=throttle,
+        extra=tuple(context.args),
+        setup=_setup(opened, setup, sweep),
+        wrap=_split(wrap),
+        work=tuple(f"--sweep={name}" for name in sweep or ()),
+    )
+    program = [sys.executable, "-m", "gpuledger"]
+    text = cluster.render(request, ledger=folder, program=program)
+    if print_only:
+        echo(text.rstrip("\n"))
+        return
+    script = _write(folder / cluster.FOLDER, text, opened.now())
+    if test:
+        echo(cluster.submit(script, test=True))
+        script.unlink()
+        return
+    known = jobs.submissions(opened)
+    queued = cluster.queue([found.id for found in known])
+    if not force:
+        jobs.require_living(opened, known, queued)
+    counts = opened.snapshot().counts
+    count = workers
+    if autoscale:
+        count = max(min(workers, counts.pending + counts.running) - len(queued), 1)
+    job = cluster.submit(script, array=None if count == workers else _array(count, throttle))
+    jobs.record(
+        opened,
+        jobs.Submission(
+            id=job,
+            at=opened.now(),
+            workers=count,
+            script=str(script),
+            autoscale=workers if autoscale else None,
+        ),
+    )
+    if as_json:
+        echo_json({"job": job, "workers": count, "script": str(script)})
+        return
+    echo(f"Submitted job {job}: {several(count, 'worker')} ({script})")
+    note("Next: gpuledger slurm status, gpuledger status")
+
+
+@slurm.command()
+def status(ledger: LedgerDir = None, as_json: AsJson = False) -> None:
+    """Show Slurm's queue and the ledger side by side.
+
+    \b
+    Examples:
+      gpuledger slurm status
+      gpuledger slurm status --json
+    """
+    from gpuledger import slurm as cluster
+    from gpuledger import slurm_jobs as jobs
+    from gpuledger.ledger import Ledger
+
+    opened = Ledger.open(find_ledger(ledger))
+    known = jobs.submissions(opened)
+    queued = cluster.queue([found.id for found in known])
+    rows = jobs.rows(known, queued, jobs.workers(opened), opened.folder)
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        note("Nothing was submitted yet; 'gpuledger slurm start --workers 4' does it.")
+        return
+    from gpuledger.display.slurm import slurm_table
+
+    echo_table(slurm_table(rows))
+
+
+@slurm.command()
+def stop(
+    now: Annotated[
+        bool, typer.Option("--now", help="Hand running tasks back, do not finish them.")
+    ] = False,
+    ledger: LedgerDir = None,
+) -> None:
+    """Cancel waiting allocations; let running ones finish their task and leave.
+
+    \b
+    Examples:
+      gpuledger slurm stop
+      gpuledger slurm stop --now
+    """
+    from gpuledger import slurm_jobs as jobs
+    from gpuledger.ledger import Ledger
+
+    waiting, running = jobs.stop(Ledger.open(find_ledger(ledger)), now=now)
+    how = "hand their task back" if now else "finish their task and leave"
+    echo(f"Cancelled {waiting} waiting; {running} running {how}.")
+
+
+def _array(count: int, throttle: int | None) -> str:
+    return f"1-{count}" + (f"%{throttle}" if throttle is not None else "")
+
+
+def _split(wrap: str | None) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(wrap or ""))
+    except ValueError as error:
+        raise BadUsage(
+            f"--wrap cannot be split into words: {error}; nothing was submitted",
+            hint="quote it as for a shell",
+        ) from error
+
+
+def _setup(ledger: object, file: Path | None, sweeps: list[str] | None) -> str:
+    """Return the lines for the script's beginning: of the file, else of the sweeps."""
+    from gpuledger.ledger import Ledger
+
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadUsage(
+                f"--setup {file} cannot be read: {error}; nothing was submitted", hint=None
+            ) from error
+    assert isinstance(ledger, Ledger)
+    texts = set(ledger.slurm_setups(tuple(sweeps or ())))
+    if len(texts) > 1:
+        raise BadUsage(
+            "the sweeps have different [slurm] setups; nothing was submitted",
+            hint="choose one sweep with --sweep, or give --setup FILE",
+        )
+    return texts.pop() if texts else ""
+
+
+def _write(folder: Path, text: str, now: float) -> Path:
+    from gpuledger.backups import make_folder
+
+    make_folder(folder)
+    path = folder / f"workers-{int(now)}.sh"
+    number = 1
+    while path.exists():
+        number += 1
+        path = folder / f"workers-{int(now)}-{number}.sh"
+    path.write_text(text, encoding="utf-8")
+    return path
