@@ -12,9 +12,10 @@ from typing import Any
 
 from gpuledger.clock import Clock
 
-NOTICE_S = 240.0
-"""A warning (SIGUSR1) within this of the end means the end, else somebody wants us to drain.
-Slurm may send `--signal=B:USR1@120` up to a minute early."""
+WARNING_S = 120.0
+EARLY_S = 90.0
+"""SIGUSR1 comes `WARNING_S` before the end, up to a minute early; one that comes sooner is from
+somebody who wants this worker to finish its task and leave."""
 
 LAST_CALL_S = 45.0
 """What is not done by then is handed back, warned or not: ended, recorded, and out in time."""
@@ -75,7 +76,7 @@ class Allocation:
     def ends_soon(self) -> bool:
         """Tell whether the end is so near that a warning means it."""
         left_s = self.time_left_s()
-        return left_s is not None and left_s < NOTICE_S
+        return left_s is not None and left_s < WARNING_S + EARLY_S
 
     def verdict(self, *, usual_s: float | None, elapsed_s: float, warned: bool) -> str | None:
         """Return why a running task must be handed back now; None: let it go on.
@@ -90,9 +91,9 @@ class Allocation:
             return None
         if left_s < LAST_CALL_S:
             return "its allocation ends now"
-        if not warned or left_s >= NOTICE_S:
+        if not warned or not self.ends_soon() or usual_s is None:
             return None
-        if usual_s is not None and usual_s - elapsed_s < left_s - LAST_CALL_S:
+        if usual_s - elapsed_s < left_s - LAST_CALL_S:
             return None
         return "its allocation ends soon, and it would not be done by then"
 

@@ -146,16 +146,30 @@ def _first_pending(
     time_left_s: float | None,
 ) -> int | None:
     """Return the id of the task that `worker` should take, or None."""
+    for sweep_id in _sweeps_in_order(db, worker, sweeps, time_left_s):
+        for row in db.execute(FIRST_PENDING, (sweep_id,)):
+            if row["failures"] == 0 or _is_for(db, row["id"], worker, now=now):
+                return int(row["id"])
+    return None
+
+
+def next_sweep(db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]) -> int | None:
+    """Return the id of the sweep whose first pending task comes next, or None."""
+    return next(iter(_sweeps_in_order(db, worker, sweeps, None)), None)
+
+
+def _sweeps_in_order(
+    db: sqlite3.Connection,
+    worker: WorkerIdentity,
+    sweeps: Sequence[str],
+    time_left_s: float | None,
+) -> list[int]:
     heads: list[tuple[int, int, int]] = []
     for sweep in _claimable_sweeps(db, worker, sweeps, time_left_s):
         head = db.execute(FIRST_PENDING + " LIMIT 1", (sweep["id"],)).fetchone()
         if head is not None:
             heads.append((-head["priority"], head["id"], sweep["id"]))
-    for _, _, sweep_id in sorted(heads):
-        for row in db.execute(FIRST_PENDING, (sweep_id,)):
-            if row["failures"] == 0 or _is_for(db, row["id"], worker, now=now):
-                return int(row["id"])
-    return None
+    return [sweep_id for _, _, sweep_id in sorted(heads)]
 
 
 def _claimable_sweeps(

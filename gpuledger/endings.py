@@ -90,6 +90,7 @@ def end_worker(
     claims = [claim_of(db, row["task_id"], row["number"], nonce) for row in open_attempts]
     for claim in claims:
         end(db, claim.token, ending, now=now)
+    db.execute("UPDATE task SET held_by = NULL WHERE held_by = ?", (nonce,))
     gone = db.execute(
         "UPDATE worker SET ended_at = ?, ending = ?"
         " WHERE nonce = ? AND ended_at IS NULL RETURNING name",

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpuledger import claims, endings, operations, queries
+from gpuledger import batches, claims, endings, operations, queries
 from gpuledger.clock import Clock, SystemClock
 from gpuledger.errors import LedgerDamaged
 from gpuledger.model import (
@@ -29,10 +29,12 @@ from gpuledger.model import (
     Ended,
     Ending,
     Event,
+    Finished,
     NothingToDo,
     Outcome,
     Params,
     Selection,
+    Settled,
     Snapshot,
     SweepChange,
     SweepSpec,
@@ -207,6 +209,44 @@ class Ledger:
         if ending.outcome not in (Outcome.INTERRUPTED, Outcome.CANCELLED, Outcome.LOST):
             raise ValueError(f"release() gives back, got {ending.outcome}")
         return self._end_and_claim(token, ending, None, (), "release")
+
+    def settle(
+        self,
+        worker: WorkerIdentity,
+        finished: Sequence[Finished],
+        *,
+        running: Token | None = None,
+        hold: int = 0,
+        sweeps: Sequence[str] = (),
+    ) -> Settled:
+        """Record short attempts that ended, open the one that runs, and hold the next tasks.
+
+        What the worker held and is not named here is given back, uncounted.
+
+        Args:
+            worker: As `register` returned it.
+            finished: In the order in which they ran.
+            running: A held task that was started and has not ended; None: there is none.
+            hold: At most so many tasks, and no more than a fair share of what is pending.
+            sweeps: Only tasks of these; empty means of all.
+
+        Raises:
+            LeaseLost: The worker was found dead meanwhile, or `running` is not its own any more;
+                nothing was recorded.
+        """
+
+        def change(db: sqlite3.Connection) -> Settled:
+            return batches.settle(
+                db,
+                worker,
+                finished,
+                running=running,
+                hold=hold,
+                sweeps=sweeps,
+                now=self._clock.now(),
+            )
+
+        return self.store.write(change, operation="settle")
 
     def confirm(self, worker: WorkerIdentity) -> bool:
         """Tell whether the worker still counts as alive: False when it was reaped."""

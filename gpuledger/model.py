@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from gpuledger.errors import LeaseLost
 from gpuledger.where import Where
 
 Params = Mapping[str, Any]
@@ -236,6 +237,29 @@ class Claim:
     def number(self) -> int:
         """The attempt's number, from 1."""
         return self.token.number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A short attempt that has ended; instants are seconds since the epoch, by its worker."""
+
+    token: Token
+    ending: Ending
+    started_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What became of finished attempts, in their order, and what the worker holds now.
+
+    Attributes:
+        ended: `LeaseLost` for those that were not its own any more.
+        held: The next tasks to start; empty: claim in the ordinary way.
+    """
+
+    ended: tuple[Ended | LeaseLost, ...]
+    held: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,7 +185,8 @@ def _set_next_point(db: sqlite3.Connection, sweep_id: int | None) -> None:
 
 def _prune(db: sqlite3.Connection, sweep_id: int) -> int:
     return db.execute(
-        "UPDATE task SET state = 'cancelled' WHERE sweep_id = ? AND state = 'pending'"
+        "UPDATE task SET state = 'cancelled', held_by = NULL"
+        " WHERE sweep_id = ? AND state = 'pending'"
         " AND id NOT IN (SELECT id FROM seen)",
         (sweep_id,),
     ).rowcount
@@ -218,6 +219,7 @@ def retry(
             _set_params(db, row, params)
         db.execute(
             "UPDATE task SET state = 'pending', failures = 0, losses = 0, stop = NULL,"
+            " held_by = NULL,"
             " forgiven_until = (SELECT COALESCE(MAX(number), 0) FROM attempt WHERE task_id = :id)"
             " WHERE id = :id",
             {"id": row["id"]},
@@ -293,7 +295,8 @@ def cancel(db: sqlite3.Connection, selection: Selection, *, kill: bool, now: flo
     ids = [
         row["id"]
         for row in db.execute(
-            f"UPDATE task SET state = 'cancelled' WHERE {where} AND state IN ({_marks(wanted)})"
+            f"UPDATE task SET state = 'cancelled', held_by = NULL WHERE {where}"
+            f" AND state IN ({_marks(wanted)})"
             " RETURNING id",
             (*values, *wanted),
         ).fetchall()

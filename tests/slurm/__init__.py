@@ -1,0 +1,1 @@
+"""Workers that a real Slurm starts, in a lab beside the checkout."""
