@@ -35,6 +35,7 @@ RANK = {
     "traceback_reader": 2,
     "display": 2,
     "queries": 3,
+    "report": 3,
     "operations": 4,
     "claims": 5,
     "endings": 6,
@@ -49,7 +50,7 @@ RANK = {
     "__init__": 1,  # imports task
     "__main__": 10,
 }
-SAME_RANK_ALLOWED = {("display", "display"), ("cli", "cli")}
+SAME_RANK_ALLOWED = {("display", "display"), ("cli", "cli"), ("report", "report")}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

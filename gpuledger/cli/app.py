@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "logs": "logs",
     "events": "events",
     "results": "results",
+    "report": "report",
     "retry": "change",
     "cancel": "change",
     "set": "change",
