@@ -42,10 +42,20 @@ const watcher = new IntersectionObserver((seen) => {
   for (const one of seen) {
     if (one.isIntersecting) {
       watcher.unobserve(one.target);
-      draw(one.target.id);
+      waiting.push(one.target.id);
     }
   }
+  setTimeout(drawNext);
 }, { rootMargin: "300px" });
+
+// One at a time, so that the page can be scrolled meanwhile.
+const waiting = [];
+function drawNext() {
+  const id = waiting.shift();
+  if (id === undefined) return;
+  draw(id);
+  setTimeout(drawNext);
+}
 
 function draw(id) {
   const one = charts.get(id);
@@ -53,6 +63,7 @@ function draw(id) {
   const made = one.build(width);
   one.drawn = true;
   one.width = width;
+  one.place.classList.add("drawn");
   if (typeof made === "string") {
     Plotly.purge(one.place);
     one.place.textContent = made;

@@ -44,15 +44,20 @@ function metricRows(name) {
   return tasks.name.map((_, i) => i).filter((i) => isNumber(column[i]));
 }
 
+function differingIn(rows) {
+  return dimensions.filter(([, values]) => new Set(rows.map((i) => values[i])).size > 1);
+}
+
 function metricChart(width) {
   const name = byId("metric-choice").value;
   if (!metrics.size) return "No completed task has reported a metric.";
   const rows = metricRows(name);
   if (!rows.length) return "No completed task has a number for this metric.";
-  if (!dimensions.length) return "No parameter differs between the tasks.";
-  const shown = dimensions.slice(0, PLOTS);
+  const differing = differingIn(rows);
+  if (!differing.length) return "No parameter differs between these tasks.";
+  const shown = differing.slice(0, PLOTS);
   byId("metric-note").textContent = "One dot a completed task; bars are means."
-    + (dimensions.length > PLOTS ? ` The first ${PLOTS} of ${dimensions.length} parameters.` : "");
+    + (differing.length > PLOTS ? ` The first ${PLOTS} of ${differing.length} parameters.` : "");
   const column = metrics.get(name);
   const across = Math.min(shown.length, Math.max(1, Math.floor(width / 280)));
   const down = Math.ceil(shown.length / across);
@@ -108,11 +113,12 @@ function parallelChart() {
   const name = byId("metric-choice").value;
   const rows = metrics.size ? metricRows(name) : [];
   byId("parallel-note").textContent = "";
-  if (!rows.length || !dimensions.length) return "Nothing to draw without parameters that differ and a metric.";
+  const differing = differingIn(rows);
+  if (!differing.length) return "Nothing to draw without parameters that differ and a metric.";
   if (!hasWebgl) return "This browser has no WebGL, which this chart needs.";
-  const shown = dimensions.slice(0, DIMENSIONS);
+  const shown = differing.slice(0, DIMENSIONS);
   byId("parallel-note").textContent = "One line a completed task. Drag along an axis to keep only a part, drag its name to move it."
-    + (dimensions.length > DIMENSIONS ? ` The first ${DIMENSIONS} of ${dimensions.length} parameters.` : "");
+    + (differing.length > DIMENSIONS ? ` The first ${DIMENSIONS} of ${differing.length} parameters.` : "");
   const column = metrics.get(name);
   const whole = rows.filter((row) => shown.every(([, values]) => values[row] !== null));
   if (!whole.length) return "No task has all of the parameters.";
@@ -125,7 +131,7 @@ function parallelChart() {
   return { traces: [{
     type: "parcoords", dimensions: made, labelfont: { color: colour("text"), size: 12 },
     tickfont: { color: colour("text"), size: 11 }, rangefont: { color: "rgba(0,0,0,0)", size: 1 },
-    line: { color: whole.map((row) => column[row]), colorscale: "Viridis", showscale: false },
+    line: { color: whole.map((row) => column[row]), colorscale: [[0, colour("g0")], [0.5, colour("cancelled")], [1, colour("g1")]], showscale: false },
     unselected: { line: { color: colour("line"), opacity: 0.4 } },
   }], layout: layout({ height: 380, margin: { l: 70, r: 50, t: 44, b: 20 } }) };
 }

@@ -1,5 +1,6 @@
 // The headline, the progress, the attempts by host and cause, and the workers over time.
 const ATTEMPTS_DRAWN = 20000;
+const BARS_DRAWN = 2000;
 const CAUSES_DRAWN = 12;
 const RISKY = ["failed", "oom", "timed_out", "lost"];
 
@@ -59,7 +60,7 @@ function showSweeps() {
 }
 
 function progressChart() {
-  const end = data.taken;
+  const end = data.counts.running || !data.span ? data.taken : data.span[1];
   const wanted = [["completed", "tasks completed", "solid", "completed"],
     ["failed", "tasks failed", "solid", "failed"], ["attempts", "failed attempts", "dot", "failed"]];
   const traces = wanted.filter(([key]) => data.progress[key].at.length).map(([key, name, dash, outcome]) => ({
@@ -129,24 +130,37 @@ function timelineChart(width) {
     ? `The latest ${count(newest.length)} of ${several(attempts.task.length, "attempt")}.` : "";
   const order = data.workers.map((_, i) => i).sort((a, b) => compare(data.workers[b], data.workers[a]));
   const row = new Map(order.map((worker, at) => [worker, at]));
-  const gap = newest.length / order.length < width / 12;
+  const each = order.length > 40 ? 14 : 24;
+  const kind = newest.length > BARS_DRAWN ? strokes : bars;
   const traces = data.outcomes.map((outcome, at) => {
     const mine = newest.filter((i) => attempts.outcome[i] === at);
-    return {
-      type: "bar", orientation: "h", name: word(outcome), width: 0.72,
-      y: mine.map((i) => row.get(attempts.worker[i])), base: mine.map((i) => local(attempts.start[i])),
-      x: mine.map((i) => attempts.duration[i] * 1000),
-      // Without a border of their own short attempts vanish; with one, neighbours run together.
-      marker: { color: colour(outcome), line: { width: gap ? 1 : 0.5, color: gap ? colour("page") : colour(outcome) } },
-      hovertext: mine.map((i) => attemptText(i)), hoverinfo: "text",
-    };
+    const more = kind(mine, (i) => row.get(attempts.worker[i]), colour(outcome), each * 0.72);
+    return { name: word(outcome), hoverinfo: "text", ...more };
   }).filter((trace) => trace.x.length);
-  const each = order.length > 40 ? 14 : 24;
   return { traces, layout: layout({
     height: 96 + each * order.length, barmode: "overlay", showlegend: true, bargap: 0,
     margin: { l: 48, r: 12, t: 46, b: 36 }, xaxis: axis({ type: "date" }),
     yaxis: axis({ tickvals: order.map((_, at) => at), ticktext: order.map((worker) => label(data.workers[worker], width < 600 ? 16 : 32)), range: [-0.6, order.length - 0.4], showgrid: false }),
   }) };
+}
+
+function bars(mine, rowOf, color) {
+  return {
+    type: "bar", orientation: "h", width: 0.72, y: mine.map(rowOf),
+    base: mine.map((i) => local(attempts.start[i])), x: mine.map((i) => attempts.duration[i] * 1000),
+    marker: { color, line: { width: 1, color: attempts.task.length > 300 ? color : colour("page") } },
+    hovertext: mine.map(attemptText),
+  };
+}
+
+// Thousands of bars are slow; a broken line as thick as a bar looks the same.
+function strokes(mine, rowOf, color, width) {
+  const ends = (i) => [0, 0.5, 1].map((part) => local(attempts.start[i] + part * attempts.duration[i]));
+  return {
+    type: "scatter", mode: "lines", line: { color, width, simplify: false },
+    x: mine.flatMap((i) => [...ends(i), null]), y: mine.flatMap((i) => [rowOf(i), rowOf(i), rowOf(i), null]),
+    hovertext: mine.flatMap((i) => { const text = attemptText(i); return [text, text, text, ""]; }),
+  };
 }
 
 function attemptText(i) {

@@ -61,14 +61,14 @@ function duration(seconds) {
   return Math.floor(whole / 86400) + "d " + two(Math.floor(whole % 86400 / 3600)) + "h";
 }
 
-// Plotly draws instants as if in UTC: this moves them so that they read as local time.
+// An instant in the reader's time zone, as a text that Plotly takes as it stands.
 function local(seconds) {
   const ms = (data.origin + seconds) * 1000;
-  return ms - new Date(ms).getTimezoneOffset() * 60000;
+  return new Date(ms - new Date(ms).getTimezoneOffset() * 60000).toISOString().slice(0, -1);
 }
 
 function instant(seconds) {
-  return new Date(local(seconds)).toISOString().slice(0, 16).replace("T", " ");
+  return local(seconds).slice(0, 16).replace("T", " ");
 }
 
 function logLink(name, attempt, text) {
