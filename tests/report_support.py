@@ -113,7 +113,7 @@ def many(count: int, *, workers: int = 32) -> list[TaskRecord]:
     for i in range(count):
         lr = [0.3, 0.1, 0.03, 0.01, 0.003, 0.001][i % 6]
         params = {"lr": lr, "model": f"resnet{18 + i % 3}", "dropout": (i * 37 % 101) / 100}
-        attempts = []
+        attempts: list[AttemptRecord] = []
         while True:
             number = len(attempts) + 1
             on = (i * 7 + number) % workers

@@ -25,7 +25,8 @@ function scale(column, rows) {
     const place = (value) => value === null ? null : isLog ? Math.log10(value) : value;
     const few = distinct.length <= 7 && distinct.length > 0;
     const ticks = few ? distinct : isLog ? decades(low, high) : null;
-    return { distinct, place, jitter: 0, numeric: true, values: ticks && ticks.map(place), texts: ticks && ticks.map(number) };
+    const gaps = distinct.slice(1).map((value, i) => place(value) - place(distinct[i]));
+    return { distinct, place, jitter: few && gaps.length ? 0.3 * Math.min(...gaps) : 0, numeric: true, values: ticks && ticks.map(place), texts: ticks && ticks.map(number) };
   }
   const kept = distinct.slice(0, CATEGORIES);
   const at = new Map(kept.map((value, i) => [value, i]));
