@@ -90,13 +90,12 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, script: str) -> Any:
-        """Return the first true value of the expression."""
+    def wait_for(self, script: str) -> None:
+        """Wait until the expression is true in the page, as JavaScript understands it."""
         deadline = time.monotonic() + HANG_S
-        while not (value := self.value(script)):
+        while not self.value(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"waited in vain for {script}"
             self.value("new Promise((go) => setTimeout(go, 20))")
-        return value
 
     def centre(self, selector: str) -> tuple[float, float]:
         """Bring an element into the window; return where its middle is."""

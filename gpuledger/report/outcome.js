@@ -8,8 +8,8 @@ const GROUPS = 8;
 const dimensions = [...data.params];
 if (data.sweeps.length > 1) dimensions.unshift(["sweep", tasks.sweep.map((i) => data.sweeps[i].name)]);
 
-const metrics = new Map(data.metrics.map(([name, column]) => [name, column]));
 const isNumber = (value) => typeof value === "number";
+const metrics = new Map(data.metrics.filter(([, column]) => column.some(isNumber)));
 
 function fill(select, names, chosen) {
   select.append(...names.map(([value, text]) => element("option", { value, text: cut(text, 60), selected: value === chosen })));
@@ -51,9 +51,8 @@ function differingIn(rows) {
 
 function metricChart(width) {
   const name = byId("metric-choice").value;
-  if (!metrics.size) return "No completed task has reported a metric.";
+  if (!metrics.size) return "No completed task has reported a number.";
   const rows = metricRows(name);
-  if (!rows.length) return "No completed task has a number for this metric.";
   const differing = differingIn(rows);
   if (!differing.length) return "No parameter differs between these tasks.";
   const shown = differing.slice(0, PLOTS);
@@ -208,7 +207,7 @@ function band(steps, curves, text, color) {
 }
 
 function prepareChoices() {
-  const named = [...metrics.keys()].filter((name) => metrics.get(name).some(isNumber));
+  const named = [...metrics.keys()];
   fill(byId("metric-choice"), named.map((name) => [name, name]), bestMetric(named));
   const curves = data.curves.metrics.map((metric) => metric.name);
   fill(byId("curve-choice"), curves.map((name, i) => [String(i), name]), String(curves.indexOf(bestMetric(curves))));
