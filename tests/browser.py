@@ -70,8 +70,10 @@ class Browser:
         while "Page.loadEventFired" not in self._seen:
             self._receive()
 
-    def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Set the window's size in pixels, and the colours that its user likes."""
+    def look(
+        self, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = ""
+    ) -> None:
+        """Set the window's size in pixels, the colours that its user likes, and the medium."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -80,7 +82,7 @@ class Browser:
             mobile=False,
         )
         likes = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=likes)
+        self.call("Emulation.setEmulatedMedia", media=media, features=likes)
 
     def value(self, script: str) -> Any:
         """Return what the expression is in the page; a promise is waited for."""

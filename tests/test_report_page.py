@@ -207,9 +207,18 @@ def test_it_fits_every_width_and_both_colour_schemes(
 def test_it_can_be_printed_from_the_dark(view: Browser, tmp_path: Path) -> None:
     view.open(write_page(tmp_path / "r.html", many(40), curves=curves_of(40)))
     view.look(dark=True)
-    pages = view.pdf()
-    assert pages.startswith(b"%PDF")
-    assert view.value("[...document.querySelectorAll('.chart')].every((e) => e.matches('.drawn'))")
+    show_chart(view, "progress")
+    written = "getComputedStyle(document.querySelector('#progress-chart .legendtext')).fill"
+    view.wait_for(f"{written} === 'rgb(228, 232, 236)'")
+
+    view.look(dark=True, media="print")
+    view.wait_for(f"{written} === 'rgb(28, 33, 38)'")
+    drawn = "[...document.querySelectorAll('.chart')].every((one) => one.matches('.drawn'))"
+    assert view.value(drawn)
+    assert view.pdf().startswith(b"%PDF")
+
+    view.look(dark=True)
+    view.wait_for(f"{written} === 'rgb(228, 232, 236)'")
 
 
 @pytest.mark.parametrize(
