@@ -71,10 +71,9 @@ def read_spread(path: Path, *, limit_bytes: int) -> Iterator[Report]:
         pieces = 1 if size <= limit_bytes else PIECES
         length = min(size, limit_bytes) // pieces
         for number in range(pieces):
-            start = number * (size - length) // max(pieces - 1, 1)
-            file.seek(start)
-            lines = file.read(length).split(b"\n")
-            for line in lines[1:] if start else lines:  # the first began somewhere before
+            file.seek(number * (size - length) // max(pieces - 1, 1))
+            # A piece begins and ends anywhere; a part of a line is never an object by itself.
+            for line in file.read(length).split(b"\n"):
                 one = _parse(line)
                 if one is not None:
                     yield one

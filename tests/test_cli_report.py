@@ -81,8 +81,11 @@ def test_a_former_report_is_replaced_at_once(
     page.write_text("former")
     link = tmp_path / "link.html"
     link.symlink_to(page)
+    reader = page.open()  # somebody has it open meanwhile
     lab.run("report", "-o", str(link))
     assert link.is_symlink()
+    with reader:
+        assert reader.read() == "former"
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
     def full(path: Path, content: bytes) -> int:
