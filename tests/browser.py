@@ -31,6 +31,7 @@ OPTIONS = (
     "--headless=new",
     "--no-sandbox",  # it would need rights that a container lacks; the page is our own
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # it is small in containers
     "--enable-unsafe-swiftshader",  # WebGL without a GPU
     "--no-first-run",
     "--no-proxy-server",

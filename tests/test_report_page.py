@@ -14,7 +14,6 @@ from tests.report_support import attempt, curves_of, failed_attempt, many, task,
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT),
-    pytest.mark.xdist_group("browser"),
     pytest.mark.timeout(300),
 ]
 
