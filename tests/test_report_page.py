@@ -10,6 +10,7 @@ import pytest
 
 from gpuledger.model import Outcome, TaskState
 from tests.browser import PROGRAM, WHY_NOT, Browser, browser
+from tests.helpers import wait_until
 from tests.report_support import attempt, curves_of, failed_attempt, many, task, write_page
 
 pytestmark = [
@@ -60,11 +61,15 @@ def show_chart(view: Browser, name: str) -> None:
 
 def hover(view: Browser, name: str, selector: str) -> str:
     """Point at something in a chart; return what the hover says."""
-    x, y = view.centre(f"#{name}-chart {selector}")
-    view.point(x, y)
     shown = f"[...document.querySelectorAll('#{name}-chart .hovertext')].map((e) => e.textContent)"
-    view.wait_for(f"{shown}.length")
-    return " ".join(view.value(shown))
+
+    def said() -> list[str]:
+        # Again and again: a chart above that is drawn just now moves everything below.
+        view.point(*view.centre(f"#{name}-chart {selector}"))
+        found: list[str] = view.value(f"new Promise((go) => setTimeout(() => go({shown}), 100))")
+        return found
+
+    return " ".join(wait_until(said, because=f"nothing is said in {name}", timeout_s=60))
 
 
 def test_everything_is_drawn_and_can_be_used(view: Browser, tmp_path: Path) -> None:
