@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 TAIL_BYTES = 65536
+PIECES = 32
+"""Of a file that is too long to be read whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,25 @@ def read_all(path: Path) -> Iterator[Report]:
             one = _parse(line)
             if one is not None:
                 yield one
+
+
+def read_spread(path: Path, *, limit_bytes: int) -> Iterator[Report]:
+    """Yield the reports of a file; of one longer than the limit, those of pieces of it.
+
+    The pieces are evenly spread, the first and the last included, and as long as the limit
+    together. A line longer than a piece is left out.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        pieces = 1 if size <= limit_bytes else PIECES
+        length = min(size, limit_bytes) // pieces
+        for number in range(pieces):
+            file.seek(number * (size - length) // max(pieces - 1, 1))
+            # A piece begins and ends anywhere; a part of a line is never an object by itself.
+            for line in file.read(length).split(b"\n"):
+                one = _parse(line)
+                if one is not None:
+                    yield one
 
 
 def _merged(before: Report, after: Report) -> Report:

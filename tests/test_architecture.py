@@ -52,6 +52,7 @@ RANK = {
     "display": 3,
     "probe": 3,
     "queries": 3,
+    "report": 4,
     "operations": 4,
     "claims": 5,
     "endings": 6,
@@ -81,6 +82,7 @@ SAME_RANK_ALLOWED = {
     ("ui", "ui"),
     ("ui", "cli"),
     ("cli", "ui"),
+    ("report", "report"),
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -69,6 +69,7 @@ def test_json_has_the_shape_of_the_contract(lab: Lab) -> None:
     assert list(attempt) == [
         "number",
         "worker",
+        "place",
         "outcome",
         "exit_code",
         "signal",

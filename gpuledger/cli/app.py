@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "logs": "logs",
     "events": "events",
     "results": "results",
+    "report": "report",
     "retry": "change",
     "cancel": "change",
     "set": "change",

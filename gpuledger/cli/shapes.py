@@ -145,6 +145,7 @@ def _attempt(attempt: AttemptRecord) -> Shape:
     return {
         "number": attempt.number,
         "worker": attempt.worker,
+        "place": attempt.place,
         "outcome": attempt.outcome,
         "exit_code": attempt.exit_code,
         "signal": attempt.signal,

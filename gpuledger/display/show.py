@@ -108,6 +108,11 @@ def _attempt_lines(attempts: Sequence[AttemptRecord], width: int) -> list[Text]:
             rank=2,
             cells=[plain(one_line(a.worker), least=11, keep_end=6) for a in attempts],
         ),
+        Column(
+            heading="place",
+            rank=8,
+            cells=[plain(one_line(a.place), least=12) if a.place else None for a in attempts],
+        ),
         Column(heading="started", rank=6, cells=[whole(instant(a.started_at)) for a in attempts]),
         Column(
             heading="time",

@@ -155,12 +155,12 @@ def percent(part: float, whole: float) -> int | None:
     Rounded down, so that 100 means all of it.
     """
     try:
-        share = float(part) / float(whole)
+        share = float(part) / float(whole) * 100
     except (OverflowError, ZeroDivisionError):
         return None
     if not math.isfinite(share) or whole <= 0:
         return None
-    return min(max(math.floor(share * 100 + 1e-9), 0), 100)
+    return min(max(math.floor(share + 1e-9), 0), 100)
 
 
 def _visible(match: re.Match[str]) -> str:

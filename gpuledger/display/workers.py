@@ -108,6 +108,11 @@ def _columns(workers: Sequence[WorkerView], claimable: int) -> list[Column]:
             cells=[whole(_seen(worker)) for worker in workers],
             right=True,
         ),
+        Column(
+            heading="place",
+            rank=10,
+            cells=[plain(one_line(w.place), least=12) if w.place else None for w in workers],
+        ),
         Column(heading="note", rank=3, cells=[_note(worker) for worker in workers]),
     ]
 

@@ -1,0 +1,13 @@
+showHeadline();
+showSweeps();
+showFailures();
+prepareChoices();
+showTable();
+chart("progress-chart", progressChart);
+chart("hosts-chart", hostsChart);
+chart("causes-chart", causesChart);
+chart("timeline-chart", timelineChart);
+chart("metric-chart", metricChart);
+chart("parallel-chart", parallelChart);
+chart("curves-chart", curvesChart);
+document.documentElement.dataset.ready = "yes";
