@@ -41,6 +41,7 @@ from gpuledger.model import (
     Token,
     WorkerIdentity,
 )
+from gpuledger.origin import Origin, Packages
 from gpuledger.store import Store, Unchanged
 
 
@@ -161,6 +162,7 @@ class Ledger:
         metrics: Mapping[str, Any] | None = None,
         duration_s: float | None = None,
         memory_peak_mib: int | None = None,
+        origin: Origin | None = None,
         then: WorkerIdentity | None = None,
         sweeps: Sequence[str] = (),
     ) -> Ended:
@@ -175,6 +177,7 @@ class Ledger:
             metrics=metrics or {},
             duration_s=duration_s,
             memory_peak_mib=memory_peak_mib,
+            origin=origin,
         )
         return self._end_and_claim(token, ending, then, sweeps, "complete")
 
@@ -401,6 +404,10 @@ class Ledger:
     def task(self, name: str) -> TaskRecord:
         """Return one task with all its attempts; raise UnknownTask when there is none."""
         return self.tasks(Selection(names=(name,)))[0]
+
+    def packages(self, environment: str) -> Packages | None:
+        """Return the packages of an attempt's environment (its digest); None when not known."""
+        return self.store.read(lambda db: queries.packages(db, environment))
 
     def task_names(self, *, starting_with: str = "", limit: int = 100) -> list[str]:
         """Return names of tasks, for shell completion."""

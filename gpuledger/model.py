@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from gpuledger.origin import Origin, origin_from
+
 Params = Mapping[str, Any]
 """One point: dotted parameter names to JSON values."""
 
@@ -76,6 +78,7 @@ class RunSettings:
             on one GPU.
         min_memory_mib: Memory that each of its GPUs must have; None means any.
         gpu_name: Regular expression that the GPU's name contains, any case; None means any.
+        record_diff: Keep what differs from the git commit in `workdir`.
     """
 
     command: tuple[str, ...]
@@ -93,6 +96,7 @@ class RunSettings:
     gpus: int | None = None
     min_memory_mib: int | None = None
     gpu_name: str | None = None
+    record_diff: bool = True
 
 
 def settings_to_json(settings: RunSettings) -> str:
@@ -281,6 +285,7 @@ class Ending:
         duration_s: How long it ran, on the worker's clock.
         fatal: Another attempt makes no sense (`gpuledger.Fatal`, `no_retry_codes`).
         memory_peak_mib: The most memory it was seen to use on one GPU, or None.
+        origin: Where it came from, or None.
     """
 
     outcome: Outcome
@@ -292,6 +297,19 @@ class Ending:
     duration_s: float | None = None
     fatal: bool = False
     memory_peak_mib: int | None = None
+    origin: Origin | None = None
+
+
+def ending_from(values: Mapping[str, Any]) -> Ending:
+    """Return an ending that `asdict` made JSON of."""
+    origin = values.get("origin")
+    return Ending(
+        **{
+            **values,
+            "outcome": Outcome(values["outcome"]),
+            "origin": None if origin is None else origin_from(origin),
+        }
+    )
 
 
 def state_after(
@@ -592,7 +610,7 @@ class AttemptRecord:
     """One attempt, whole; `log` is the absolute path of its log file.
 
     `memory_peak_mib` is the most it was seen to use on one GPU, `gpu_memory_mib` what there was
-    of that; None when unknown.
+    of that; None when unknown. `origin` comes without its packages.
     """
 
     number: int
@@ -609,6 +627,7 @@ class AttemptRecord:
     log: str
     memory_peak_mib: int | None = None
     gpu_memory_mib: int | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

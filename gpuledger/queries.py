@@ -27,6 +27,7 @@ from gpuledger.model import (
     WorkerView,
     settings_from_json,
 )
+from gpuledger.origin import Packages, origin_from, packages_from
 from gpuledger.resources import no_worker_fits
 
 PAGE = 2000
@@ -244,7 +245,14 @@ def _attempt_record(row: sqlite3.Row, runs: Path) -> AttemptRecord:
         log=str(runs / f"attempt-{row['number']}.log"),
         memory_peak_mib=row["memory_peak_mib"],
         gpu_memory_mib=row["gpu_memory_mib"],
+        origin=origin_from(json.loads(row["origin"])) if row["origin"] else None,
     )
+
+
+def packages(db: sqlite3.Connection, environment: str) -> Packages | None:
+    """Return the packages of an environment by its digest, or None."""
+    row = db.execute("SELECT data FROM environment WHERE digest = ?", (environment,)).fetchone()
+    return None if row is None else packages_from(row["data"])
 
 
 # --- status -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ TOP_KEYS = (
 )  # fmt: skip
 RUN_KEYS = (
     "workdir", "timeout", "max_attempts", "max_losses", "kill_grace", "silence_timeout", "avoid",
-    "no_retry_codes", "log_limit", "pause_after", "env", "priority",
+    "no_retry_codes", "log_limit", "pause_after", "env", "priority", "record_diff",
 )  # fmt: skip
 RESOURCE_KEYS = ("gpus", "min_memory", "gpu_name")
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?"

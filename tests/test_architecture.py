@@ -45,6 +45,9 @@ RANK = {
     "traceback_reader": 2,
     "display": 2,
     "probe": 3,
+    "origin": 0,  # a value
+    "origin_git": 3,
+    "origin_reader": 4,
     "queries": 3,
     "operations": 4,
     "claims": 5,

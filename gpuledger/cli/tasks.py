@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +17,12 @@ from gpuledger.cli.options import (
     WorkerName,
 )
 from gpuledger.cli.output import echo, echo_json, echo_table, is_terminal, note
-from gpuledger.cli.shapes import task_shape
+from gpuledger.cli.shapes import task_shape, whole_origin_shape
 from gpuledger.errors import BadUsage
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import Selection, TaskRecord, TaskState
+
+if TYPE_CHECKING:
+    from gpuledger.ledger import Ledger
 
 app = typer.Typer()
 
@@ -84,16 +87,42 @@ def tasks(
 
 
 @app.command()
-def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> None:
+def show(
+    task: TaskName,
+    env: Annotated[
+        bool,
+        typer.Option("--env", help="What the last attempt came from: code, command, packages."),
+    ] = False,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one task: parameters, result, and every attempt with its whole traceback.
 
     \b
     gpuledger show exp1_0_42
+    gpuledger show exp1_0_42 --env
     """
-    record = open_ledger(ledger).task(task)
+    opened = open_ledger(ledger)
+    record = opened.task(task)
+    if env:
+        _show_origin(opened, record, as_json=as_json)
+        return
     if as_json:
         echo_json(task_shape(record))
         return
     from gpuledger.display.show import task_detail  # rich: only for those who draw
 
     echo_table(task_detail(record))
+
+
+def _show_origin(ledger: Ledger, record: TaskRecord, *, as_json: bool) -> None:
+    origins = [attempt.origin for attempt in record.attempts if attempt.origin is not None]
+    digests = {origin.environment for origin in origins if origin.environment is not None}
+    found = {digest: ledger.packages(digest) for digest in sorted(digests)}
+    packages = {digest: each for digest, each in found.items() if each is not None}
+    if as_json:
+        echo_json(whole_origin_shape(record, packages))
+        return
+    from gpuledger.display.origin import origin_detail  # rich: only for those who draw
+
+    echo_table(origin_detail(record, packages, diffs=ledger.folder / "diffs"))
