@@ -15,7 +15,7 @@ import pytest
 
 from gpuledger.clock import SystemClock
 from gpuledger.diary import Diary, read_diaries
-from gpuledger.errors import SweepError
+from gpuledger.errors import BadSweepFile
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, Outcome, Token
 from gpuledger.origin import (
@@ -32,7 +32,7 @@ from gpuledger.origin_git import MOST_DIFF_BYTES, GitAnswer, GitQuestion, ask_gi
 from gpuledger.origin_reader import OriginReader, Start, interpreter_of, packages_of
 from gpuledger.outbox import letters, post
 from gpuledger.process import ask
-from gpuledger.sweep import load_sweep
+from gpuledger.sweep import read_sweep
 from tests import fake_nvml
 from tests.helpers import ManualClock, failure, identity, spec, wait_until
 from tests.shell import environment, gpuledger, processes_with, tasks, worker, write_sweep
@@ -502,14 +502,17 @@ def test_a_sweep_may_keep_its_differences_to_itself(tmp_path: Path) -> None:
 
 def test_record_diff_is_true_or_false(tmp_path: Path) -> None:
     text = 'command = "python train.py"\n[run]\nrecord_diff = "no"\n'
-    with pytest.raises(SweepError, match="record_diff must be true or false"):
-        load_sweep(write_sweep(tmp_path, script="", text=text))
+    with pytest.raises(BadSweepFile, match="record_diff must be true or false"):
+        read_sweep(write_sweep(tmp_path, script="", text=text))
 
 
 def test_a_secret_in_the_environment_reaches_no_file_of_the_ledger(tmp_path: Path) -> None:
     repository(tmp_path)
-    secrets = {name: CANARY for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY",
-               "DATABASE_URL", "CUDA_SECRET", "GPULEDGER_TOKEN", "SLURM_JWT")}  # fmt: skip
+    names = (
+        "WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "CUDA_SECRET",
+        "GPULEDGER_TOKEN", "SLURM_JWT",
+    )  # fmt: skip
+    secrets = dict.fromkeys(names, CANARY)
     script = "import os, sys; sys.exit(0 if os.environ['HF_TOKEN'] else 1)\n"
     ran(tmp_path, script=script, OMP_NUM_THREADS="31337", **secrets)
 
