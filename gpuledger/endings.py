@@ -25,7 +25,7 @@ from gpuledger.model import (
     state_after,
 )
 from gpuledger.operations import record_event
-from gpuledger.origin import origin_values, packages_text
+from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
 
 STREAK_KEPT = 64
@@ -206,7 +206,7 @@ def _origin(ending: Ending) -> dict[str, str | None]:
     if ending.origin is None:
         return {"origin": None, "environment": None}
     return {
-        "origin": json.dumps(origin_values(ending.origin)),
+        "origin": origin_text(ending.origin),
         "environment": ending.origin.environment,
     }
 

@@ -43,6 +43,12 @@ KEPT_NAMES = frozenset(
     }
 )
 KEPT_PREFIXES = ("CUDA_", "GPULEDGER_")
+KNOWN_ANYWAY = frozenset(
+    f"GPULEDGER_{name}"
+    for name in ("ATTEMPT", "MARK", "REPORT", "SEED", "SWEEP", "TASK", "TASK_DIR", "WORKER")
+)
+"""The attempt's own row says as much: a ledger of a million tasks need not say it twice."""
+
 SECRET_WORDS = ("AUTH", "CREDENTIAL", "KEY", "PASSW", "SECRET", "TOKEN")
 """A name with one of these is never kept, whatever it begins with."""
 
@@ -104,10 +110,16 @@ class Origin:
 
 
 def origin_values(origin: Origin) -> dict[str, Any]:
-    """Return the origin as JSON values, without its packages; `origin_from` reads it."""
+    """Return the origin as JSON values, without its packages."""
     values = asdict(origin)
     del values["packages"]
     return values
+
+
+def origin_text(origin: Origin) -> str:
+    """Return the origin as the ledger keeps it: without packages, and what is not known."""
+    values = origin_values(origin)
+    return json.dumps({name: value for name, value in values.items() if value or value is False})
 
 
 def origin_from(values: Mapping[str, Any]) -> Origin:
@@ -170,6 +182,6 @@ def cut(text: str) -> str:
 
 
 def _is_kept(name: str) -> bool:
-    if any(word in name.upper() for word in SECRET_WORDS):
+    if name in KNOWN_ANYWAY or any(word in name.upper() for word in SECRET_WORDS):
         return False
     return name in KEPT_NAMES or name.startswith(KEPT_PREFIXES)

@@ -186,7 +186,9 @@ def _keep(diffs: Path, digest: str, content: bytes) -> None:
     path = diffs / f"{digest}.diff"
     if path.exists():
         return
-    diffs.mkdir(exist_ok=True)
+    if not diffs.exists():
+        diffs.mkdir(exist_ok=True)
+        diffs.chmod(diffs.parent.stat().st_mode & 0o7777)  # a group's ledger is the group's
     draft = diffs / f".{digest}-{secrets.token_hex(4)}"
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)

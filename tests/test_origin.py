@@ -225,6 +225,18 @@ def test_a_difference_that_cannot_be_kept_leaves_the_commit(tmp_path: Path) -> N
     assert answer.problem.startswith("the difference could not be kept: ")
 
 
+def test_differences_in_a_ledger_of_a_group_are_open_to_it(tmp_path: Path) -> None:
+    repository(tmp_path / "repo")
+    (tmp_path / "repo" / "train.py").write_text("print(2)\n", encoding="utf-8")
+    ledger = Ledger.create(tmp_path / "ledger", shared=True)
+
+    answer = asked(tmp_path / "repo", diffs=ledger.folder / "diffs")
+
+    assert (ledger.folder / "diffs").stat().st_mode & 0o7777 == 0o2770
+    kept = ledger.folder / "diffs" / f"{answer.diff}.diff"
+    assert kept.stat().st_mode & 0o777 == 0o640
+
+
 def test_what_a_command_says_is_bounded(tmp_path: Path) -> None:
     answer = ask(["yes"], env=environment(), timeout_s=60.0, limit_bytes=1000)
     assert (len(answer.output), answer.cut, answer.exit_code) == (1000, True, None)
@@ -358,6 +370,7 @@ def test_only_listed_variables_are_kept_and_never_secrets() -> None:
         {
             "OMP_NUM_THREADS": "3",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "GPULEDGER_PARAMS": "{}",
             "GPULEDGER_SEED": "1",
             "GPULEDGER_TOKEN": CANARY,
             "CUDA_API_KEY": CANARY,
@@ -367,7 +380,7 @@ def test_only_listed_variables_are_kept_and_never_secrets() -> None:
     )
     assert kept == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "GPULEDGER_SEED": "1",
+        "GPULEDGER_PARAMS": "{}",
         "OMP_NUM_THREADS": "3",
     }
 
@@ -486,10 +499,10 @@ def test_a_worker_records_where_its_attempts_come_from(tmp_path: Path) -> None:
         "dirty": True,
         "environment": origin["environment"],
     }
-    shown = gpuledger("show", "exp_0_0", "--env", cwd=tmp_path).stdout
+    shown = gpuledger("show", "exp_0_0", "--env", cwd=tmp_path, env={"COLUMNS": "400"}).stdout
     assert f"{commit}, with changes" in shown
     assert str(diff) in shown
-    assert f"{sys.executable} {sys.version.split()[0]}" in shown
+    assert f"{Path(sys.executable).with_name('python')} {sys.version.split()[0]}" in shown
 
 
 def test_a_sweep_may_keep_its_differences_to_itself(tmp_path: Path) -> None:
