@@ -186,13 +186,14 @@ def _keep(diffs: Path, digest: str, content: bytes) -> None:
     path = diffs / f"{digest}.diff"
     if path.exists():
         return
-    if not diffs.exists():
-        diffs.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        diffs.mkdir()
         diffs.chmod(diffs.parent.stat().st_mode & 0o7777)  # a group's ledger is the group's
     draft = diffs / f".{digest}-{secrets.token_hex(4)}"
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o640)  # whatever the umask: the folder says who gets here
             file.write(content)
         draft.rename(path)
     except OSError:
