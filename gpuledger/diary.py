@@ -11,12 +11,12 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpuledger.heartbeat import beat_path
-from gpuledger.model import Claim, Ending, Outcome, Token, WorkerIdentity
+from gpuledger.model import Claim, Ending, Token, WorkerIdentity, ending_from
 
 FOLDER = "diaries"
 LONGEST_LINE_BYTES = 1 << 20
@@ -48,6 +48,7 @@ class Diary:
         name = beat_path(folder, worker.name, worker.nonce).name
         self.path = folder / FOLDER / f"{name}.jsonl"
         self._worker = worker
+        self._environments: set[str | None] = set()
 
     def started(self, claim: Claim, *, at: float) -> None:
         """Note that the attempt is ours and about to run."""
@@ -55,7 +56,17 @@ class Diary:
 
     def ended(self, token: Token, ending: Ending, *, at: float) -> None:
         """Note how an attempt ended, before the ledger is told."""
+        ending = self._with_news(ending)
         self._append({"kind": "ended", "at": at, **_token(token), "ending": asdict(ending)})
+
+    def _with_news(self, ending: Ending) -> Ending:
+        """Leave out packages that this diary has already: hundreds of them for each task."""
+        origin = ending.origin
+        if origin is None or origin.environment not in self._environments:
+            if origin is not None:
+                self._environments.add(origin.environment)
+            return ending
+        return replace(ending, origin=replace(origin, packages=None))
 
     def refused(self, token: Token, *, at: float) -> None:
         """Note that the ledger did not take the ending: others have the task."""
@@ -102,7 +113,7 @@ def _parse(line: bytes) -> Entry | None:
                 nonce=str(values["nonce"]),
             ),
             worker=_worker(worker) if worker else None,
-            ending=_ending(ending) if ending else None,
+            ending=ending_from(ending) if ending else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -110,7 +121,3 @@ def _parse(line: bytes) -> Entry | None:
 
 def _worker(values: Mapping[str, Any]) -> WorkerIdentity:
     return WorkerIdentity(**{**values, "gpus": tuple(values["gpus"])})
-
-
-def _ending(values: Mapping[str, Any]) -> Ending:
-    return Ending(**{**values, "outcome": Outcome(values["outcome"])})

@@ -25,6 +25,7 @@ from gpuledger.model import (
     state_after,
 )
 from gpuledger.operations import record_event
+from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
 
 STREAK_KEPT = 64
@@ -39,7 +40,8 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
     closed = db.execute(
         "UPDATE attempt SET outcome = :outcome, ended_at = :now, duration_s = :duration,"
         " counted = :counted, exit_code = :exit_code, signal = :signal, error = :error,"
-        " traceback = :traceback, metrics = :metrics, memory_peak_mib = :memory_peak"
+        " traceback = :traceback, metrics = :metrics, memory_peak_mib = :memory_peak,"
+        " origin = :origin, environment = :environment"
         " WHERE task_id = :task AND number = :number AND nonce = :nonce"
         " AND outcome IS NULL",
         {
@@ -53,6 +55,7 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
             "traceback": ending.traceback,
             "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
             "memory_peak": ending.memory_peak_mib,
+            **_origin(ending),
             "task": task["id"],
             "number": token.number,
             "nonce": token.nonce,
@@ -140,17 +143,19 @@ def _complete_late(
 ) -> Ended:
     """Accept the success of a worker thought dead, while nobody else took the task."""
     db.execute(
-        "UPDATE attempt SET outcome = 'completed', ended_at = ?, duration_s = ?,"
-        " exit_code = 0, error = NULL, metrics = ?, memory_peak_mib = ?"
-        " WHERE task_id = ? AND number = ?",
-        (
-            now,
-            ending.duration_s,
-            json.dumps(dict(ending.metrics)) if ending.metrics else None,
-            ending.memory_peak_mib,
-            task["id"],
-            token.number,
-        ),
+        "UPDATE attempt SET outcome = 'completed', ended_at = :now, duration_s = :duration,"
+        " exit_code = 0, error = NULL, metrics = :metrics, memory_peak_mib = :memory_peak,"
+        " origin = :origin, environment = :environment"
+        " WHERE task_id = :task AND number = :number",
+        {
+            "now": now,
+            "duration": ending.duration_s,
+            "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
+            "memory_peak": ending.memory_peak_mib,
+            **_origin(ending),
+            "task": task["id"],
+            "number": token.number,
+        },
     )
     db.execute(
         "UPDATE task SET state = 'completed', losses = MAX(losses - 1, 0) WHERE id = ?",
@@ -188,11 +193,31 @@ def _record_ending(
         duration_s=ending.duration_s,
         metrics=dict(ending.metrics),
     )
+    _keep_packages(db, ending)
     if ending.outcome is Outcome.COMPLETED:
         db.execute(
             "UPDATE sweep SET failing = '{}', completed_n = completed_n + 1,"
             " completed_s = completed_s + ? WHERE id = ?",
             (ending.duration_s or 0.0, task["sweep_id"]),
+        )
+
+
+def _origin(ending: Ending) -> dict[str, str | None]:
+    """Return the columns that say where an attempt came from."""
+    if ending.origin is None:
+        return {"origin": None, "environment": None}
+    return {
+        "origin": origin_text(ending.origin),
+        "environment": ending.origin.environment,
+    }
+
+
+def _keep_packages(db: sqlite3.Connection, ending: Ending) -> None:
+    """Keep the list of an environment's packages, once."""
+    if ending.origin is not None and ending.origin.packages is not None:
+        db.execute(
+            "INSERT OR IGNORE INTO environment (digest, data) VALUES (?, ?)",
+            (ending.origin.environment, packages_text(ending.origin.packages)),
         )
 
 

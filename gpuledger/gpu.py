@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuledger.errors import Unavailable
@@ -64,10 +64,11 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReport:
-    """All GPUs of this machine, or why there are none."""
+    """All GPUs of this machine, or why there are none; `driver` is its version where asked for."""
 
     gpus: tuple[Gpu, ...]
     problem: str | None = None
+    driver: str | None = None
 
     def find(self, name: str) -> Gpu | None:
         """Return the GPU or MIG instance that CUDA would take a name for, or None."""
@@ -102,7 +103,8 @@ def list_gpus(*, timeout_s: float = ANSWER_S) -> GpuReport:
 
     def ask() -> None:
         with contextlib.closing(Driver()) as driver:
-            answers.append(driver.report())
+            report = driver.report()
+            answers.append(replace(report, driver=driver.version()))
 
     thread = threading.Thread(target=ask, name="nvml", daemon=True)
     thread.start()
@@ -278,6 +280,15 @@ class Driver:
         if any(gpu.problem for gpu in found.gpus):
             self.close()
         return found
+
+    def version(self) -> str | None:
+        """Return the driver's version, None when NVML is not open or does not say."""
+        nvml = self._nvml
+        if nvml is None:
+            return None
+        with contextlib.suppress(nvml.NVMLError):
+            return _text(nvml.nvmlSystemGetDriverVersion())
+        return None
 
     def close(self) -> None:
         """Let go of NVML."""

@@ -43,6 +43,7 @@ from gpuledger.model import (
     Token,
     WorkerIdentity,
 )
+from gpuledger.origin import Origin, Packages
 from gpuledger.store import Store, Unchanged
 from gpuledger.why import Waiting
 
@@ -171,6 +172,7 @@ class Ledger:
         metrics: Mapping[str, Any] | None = None,
         duration_s: float | None = None,
         memory_peak_mib: int | None = None,
+        origin: Origin | None = None,
         then: WorkerIdentity | None = None,
         sweeps: Sequence[str] = (),
         time_left_s: float | None = None,
@@ -186,6 +188,7 @@ class Ledger:
             metrics=metrics or {},
             duration_s=duration_s,
             memory_peak_mib=memory_peak_mib,
+            origin=origin,
         )
         return self._end_and_claim(token, ending, then, sweeps, "complete", time_left_s)
 
@@ -459,6 +462,10 @@ class Ledger:
         now = self._clock.now()
         bare = self.store.read(lambda db: queries.waiting(db, name, lease_s=self.lease_s, now=now))
         return None if bare is None else queries.heard_of(bare, self.folder, now=now)
+
+    def packages(self, environment: str) -> Packages | None:
+        """Return the packages of an attempt's environment (its digest); None when not known."""
+        return self.store.read(lambda db: queries.packages(db, environment))
 
     def task_names(self, *, starting_with: str = "", limit: int = 100) -> list[str]:
         """Return names of tasks, for shell completion."""

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from gpuledger.errors import LeaseLost
+from gpuledger.origin import Origin, origin_from
 from gpuledger.where import Where
 
 Params = Mapping[str, Any]
@@ -82,6 +83,7 @@ class RunSettings:
         time_needed_s: How long a task takes at most, to a worker whose time is limited; None:
             as long as the completed ones took.
         slurm_setup: Lines of shell for the beginning of Slurm's batch scripts.
+        record_diff: Keep what differs from the git commit in `workdir`.
     """
 
     command: tuple[str, ...]
@@ -101,6 +103,7 @@ class RunSettings:
     gpu_name: str | None = None
     time_needed_s: float | None = None
     slurm_setup: str = ""
+    record_diff: bool = True
 
 
 def settings_to_json(settings: RunSettings) -> str:
@@ -319,6 +322,7 @@ class Ending:
         duration_s: How long it ran, on the worker's clock.
         fatal: Another attempt makes no sense (`gpuledger.Fatal`, `no_retry_codes`).
         memory_peak_mib: The most memory it was seen to use on one GPU, or None.
+        origin: Where it came from, or None.
     """
 
     outcome: Outcome
@@ -330,6 +334,19 @@ class Ending:
     duration_s: float | None = None
     fatal: bool = False
     memory_peak_mib: int | None = None
+    origin: Origin | None = None
+
+
+def ending_from(values: Mapping[str, Any]) -> Ending:
+    """Return an ending that `asdict` made JSON of."""
+    origin = values.get("origin")
+    return Ending(
+        **{
+            **values,
+            "outcome": Outcome(values["outcome"]),
+            "origin": None if origin is None else origin_from(origin),
+        }
+    )
 
 
 def state_after(
@@ -632,7 +649,8 @@ class AttemptRecord:
     """One attempt, whole; `log` is the absolute path of its log file.
 
     `memory_peak_mib` is the most it was seen to use on one GPU, `gpu_memory_mib` what there was
-    of that; None when unknown. `place` is that of its worker's allocation, if it had one.
+    of that; None when unknown. `place` is that of its worker's allocation, if it had one. `origin`
+    comes without its packages.
     """
 
     number: int
@@ -650,6 +668,7 @@ class AttemptRecord:
     memory_peak_mib: int | None = None
     gpu_memory_mib: int | None = None
     place: str | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpuledger.model import Ending, Outcome, Token, WorkerIdentity
+from gpuledger.model import Ending, Token, WorkerIdentity, ending_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def letters(folder: Path) -> Iterator[Letter]:
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(path.read_text(encoding="utf-8"))
-            ending = Ending(**{**kept["ending"], "outcome": Outcome(kept["ending"]["outcome"])})
+            ending = ending_from(kept["ending"])
             token = Token(**kept["token"])
             yield Letter(**{**kept, "path": path, "token": token, "ending": ending})
 

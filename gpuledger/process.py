@@ -90,6 +90,23 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a command said.
+
+    Attributes:
+        exit_code: Negative for a signal; None when it was killed for what it took or said.
+        output: What it printed, as far as it is kept.
+        errors: The same of its errors.
+        cut: It printed more.
+    """
+
+    exit_code: int | None
+    output: bytes
+    errors: bytes
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped:
     """What `stop` did.
 
@@ -330,25 +347,26 @@ def probe(job: str, path: Path, *, timeout_s: float) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a short command said; `code` is None when it took too long and was killed."""
-
-    code: int | None
-    out: str
-    err: str
-
-
-def run_command(
+def ask(
     argv: Sequence[str],
     *,
     timeout_s: float,
-    cwd: Path | None = None,
+    limit_bytes: int,
+    cwd: Path | None = Path("/"),
     env: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Run a short command of the machine to its end; raise FileNotFoundError when it has none."""
-    if shutil.which(argv[0], path=(env or os.environ).get("PATH", os.defpath)) is None:
-        raise FileNotFoundError(argv[0])
+    """Run a command that only answers, to its end or until it took too long or said too much.
+
+    Args:
+        argv: The command.
+        timeout_s: Seconds it may take; its whole process group is killed then.
+        limit_bytes: What is kept of its output; one that says more is killed, too.
+        cwd: Folder to start in; None: where this process is.
+        env: The whole environment; None: that of this process.
+
+    Raises:
+        CannotStart: See there.
+    """
     popen = _popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -359,18 +377,49 @@ def run_command(
         own_session=False,
         when_parent_dies=signal.SIGKILL,
     )
-    with popen:
-        try:
-            out, err = popen.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
+    deadline_s = SystemClock().boottime() + timeout_s
+    with ExitStack() as pipes:
+        heard = [pipes.enter_context(pipe) for pipe in (popen.stdout, popen.stderr) if pipe]
+        output, errors = _hear([pipe.fileno() for pipe in heard], limit_bytes, deadline_s)
+    exit_code = None
+    with suppress(subprocess.TimeoutExpired):
+        if len(output) <= limit_bytes:
+            exit_code = popen.wait(max(deadline_s - SystemClock().boottime(), 0.0))
+    if exit_code is None:
+        with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
-            popen.communicate()
-            return Answer(code=None, out="", err="")
+        with suppress(subprocess.TimeoutExpired):  # what hangs in the kernel is left behind
+            popen.wait(1.0)
+        with suppress(ChildProcessError):  # a subreaper inherits the others of its group
+            while os.waitpid(-popen.pid, os.WNOHANG)[0]:
+                pass
     return Answer(
-        code=popen.returncode,
-        out=out.decode(errors="replace"),
-        err=err.decode(errors="replace"),
+        exit_code=exit_code,
+        output=bytes(output[:limit_bytes]),
+        errors=bytes(errors[:limit_bytes]),
+        cut=len(output) > limit_bytes,
     )
+
+
+def _hear(pipes: Sequence[int], limit_bytes: int, deadline_s: float) -> list[bytearray]:
+    """Return what comes out of each pipe until all are closed, or the first one said too much."""
+    heard = {pipe: bytearray() for pipe in pipes}
+    poll = select.poll()
+    for pipe in pipes:
+        poll.register(pipe, select.POLLIN)
+    silent: set[int] = set()
+    while len(silent) < len(pipes) and len(heard[pipes[0]]) <= limit_bytes:
+        left_s = deadline_s - SystemClock().boottime()
+        if left_s <= 0:
+            break
+        for pipe, _ in poll.poll(left_s * 1000):
+            content = os.read(pipe, 1 << 16)
+            if len(heard[pipe]) <= limit_bytes:
+                heard[pipe] += content
+            if not content:
+                poll.unregister(pipe)
+                silent.add(pipe)
+    return [heard[pipe] for pipe in pipes]
 
 
 def run_hook(

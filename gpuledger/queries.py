@@ -29,6 +29,7 @@ from gpuledger.model import (
     WorkerView,
     settings_from_json,
 )
+from gpuledger.origin import Packages, origin_from, packages_from
 from gpuledger.resources import no_worker_fits
 from gpuledger.why import LiveWorker, Waiting
 
@@ -278,7 +279,14 @@ def _attempt_record(row: sqlite3.Row, runs: Path) -> AttemptRecord:
         memory_peak_mib=row["memory_peak_mib"],
         gpu_memory_mib=row["gpu_memory_mib"],
         place=place_text(json.loads(row["details"] or "{}")),
+        origin=origin_from(json.loads(row["origin"])) if row["origin"] else None,
     )
+
+
+def packages(db: sqlite3.Connection, environment: str) -> Packages | None:
+    """Return the packages of an environment by its digest, or None."""
+    row = db.execute("SELECT data FROM environment WHERE digest = ?", (environment,)).fetchone()
+    return None if row is None else packages_from(row["data"])
 
 
 # --- status -----------------------------------------------------------------------------------

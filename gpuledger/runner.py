@@ -93,6 +93,17 @@ def files_of(folder: Path, claim: Claim) -> Files:
     )
 
 
+def command(claim: Claim, files: Files) -> list[str]:
+    """Return the attempt's command, every placeholder filled in."""
+    return render_command(
+        claim.settings,
+        params=claim.params,
+        seed=claim.seed,
+        task=claim.task,
+        task_dir=str(files.task_dir),
+    )
+
+
 def mark(claim: Claim) -> str:
     """Return what every process of this attempt carries in its environment."""
     return f"{claim.token.nonce}.{claim.task}.{claim.number}"
@@ -104,6 +115,7 @@ def environment(
     """Return the environment of the task's process."""
     return {
         "PYTHONUNBUFFERED": "1",  # what a script printed before it crashed is in the log
+        **_run_names(claim),
         **outer,
         **claim.settings.env,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -118,6 +130,15 @@ def environment(
         "GPULEDGER_WORKER": worker.name,
         "GPULEDGER_MARK": mark(claim),
         **_memory(worker),
+    }
+
+
+def _run_names(claim: Claim) -> dict[str, str]:
+    """Return what experiment trackers call the run, unless somebody has said otherwise."""
+    return {
+        "WANDB_RUN_GROUP": claim.sweep,
+        "WANDB_NAME": claim.task,
+        "MLFLOW_RUN_NAME": claim.task,
     }
 
 
@@ -139,16 +160,9 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
     began_s = around.clock.boottime()
     ooms = oom_kill_count()
     settings = claim.settings
-    argv = render_command(
-        settings,
-        params=claim.params,
-        seed=claim.seed,
-        task=claim.task,
-        task_dir=str(files.task_dir),
-    )
     try:
         task = start(
-            argv,
+            command(claim, files),
             cwd=Path(settings.workdir),
             env=environment(claim, around.worker, files, around.environ),
             log=files.log,

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuledger.errors import BadUsage, LedgerError, Unavailable
-from gpuledger.process import Answer, run_command
+from gpuledger.process import Answer, CannotStart, ask
 
 FOLDER = "slurm"
 COMMAND_TIMEOUT_S = 60.0
+COMMAND_LIMIT_BYTES = 64 << 20
 WARNING_S = 120
 DEAD_IN_A_ROW = 3
 QUICKLY_S = 60.0
@@ -179,8 +180,8 @@ def submit(script: Path, *, test: bool = False, array: str | None = None) -> str
     options += [f"--array={array}"] if array is not None else []
     answer = call("sbatch", *options, str(script))
     if test:
-        return (answer.err or answer.out).strip()
-    return answer.out.strip().split(";")[0]
+        return _text(answer.errors or answer.output)
+    return _text(answer.output).split(";")[0]
 
 
 def queue(job_ids: Sequence[str]) -> list[Job]:
@@ -190,7 +191,7 @@ def queue(job_ids: Sequence[str]) -> list[Job]:
     # All of the user's: squeue fails as a whole when it has forgotten one of the numbers.
     answer = call("squeue", "--me", "-h", "-r", "-o", SQUEUE_FORMAT)
     wanted = set(job_ids)
-    jobs = [job for job in parse_queue(answer.out) if job.id.partition("_")[0] in wanted]
+    jobs = [job for job in parse_queue(_text(answer.output)) if job.id.partition("_")[0] in wanted]
     return [job for job in jobs if job.state not in ENDED_STATES]
 
 
@@ -212,7 +213,7 @@ def parse_queue(text: str) -> list[Job]:
 
 def time_left(job: str) -> str:
     """Return what Slurm says of the time a job has left, as in `1:02:03` or `UNLIMITED`."""
-    return call("squeue", "-h", "-j", job, "-o", "%L").out.strip()
+    return _text(call("squeue", "-h", "-j", job, "-o", "%L").output)
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
@@ -232,22 +233,31 @@ def requeue(job: str) -> None:
 def call(program: str, *arguments: str) -> Answer:
     """Run one of Slurm's commands; raise what a user can act on."""
     try:
-        answer = run_command([program, *arguments], timeout_s=COMMAND_TIMEOUT_S)
-    except FileNotFoundError as error:
+        answer = ask(
+            [program, *arguments],
+            timeout_s=COMMAND_TIMEOUT_S,
+            limit_bytes=COMMAND_LIMIT_BYTES,
+            cwd=None,
+        )
+    except CannotStart as error:
         raise Unavailable(
             f"this machine has no Slurm: there is no command '{program}'; nothing was done",
             hint="run it where sbatch works (a login node), or start workers by hand: "
             "'gpuledger work'",
         ) from error
-    if answer.code is None:
+    if answer.exit_code is None:
         raise SlurmFailed(
             f"'{program}' did not answer for {COMMAND_TIMEOUT_S:g} s",
             hint="is Slurm's controller up? 'scontrol ping' tells",
         )
-    if answer.code:
-        said = " ".join((answer.err or answer.out).split())[:400]
+    if answer.exit_code:
+        said = " ".join(_text(answer.errors or answer.output).split())[:400]
         raise SlurmFailed(f"'{program}' refused: {said}", hint=None)
     return answer
+
+
+def _text(said: bytes) -> str:
+    return said.decode(errors="replace").strip()
 
 
 # --- what became of the allocations --------------------------------------------------------------

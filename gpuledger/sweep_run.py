@@ -164,6 +164,7 @@ def settings_of(run: Mapping[str, Any], command: tuple[str, ...], path: Path) ->
         log_limit_bytes=size_at(run, "log_limit", defaults.log_limit_bytes),
         pause_after=whole_at(run, "pause_after", defaults.pause_after),
         time_needed_s=limit_at(run, "time_needed", defaults.time_needed_s),
+        record_diff=_flag(run, "record_diff", defaults.record_diff),
     )
 
 
@@ -206,6 +207,13 @@ def _env(run: Mapping[str, Any]) -> dict[str, str]:
         if key.startswith("GPULEDGER_") or key == "CUDA_VISIBLE_DEVICES":
             raise BadKey(f"run.env cannot set {key}: the worker does", key=key)
     return env
+
+
+def _flag(run: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = run.get(key, default)
+    if not isinstance(value, bool):
+        raise BadKey(f"run.{key} must be true or false, not {shown(value)}", key=key)
+    return value
 
 
 def _codes(run: Mapping[str, Any]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ TOP_KEYS = (
 )  # fmt: skip
 RUN_KEYS = (
     "workdir", "timeout", "max_attempts", "max_losses", "kill_grace", "silence_timeout", "avoid",
-    "no_retry_codes", "log_limit", "pause_after", "env", "priority", "time_needed",
+    "no_retry_codes", "log_limit", "pause_after", "env", "priority", "time_needed", "record_diff",
 )  # fmt: skip
 SLURM_KEYS = ("setup",)
 RESOURCE_KEYS = ("gpus", "min_memory", "gpu_name")

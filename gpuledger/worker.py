@@ -42,6 +42,8 @@ from gpuledger.model import (
     Token,
     WorkerIdentity,
 )
+from gpuledger.origin import Origin
+from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
 from gpuledger.process import is_alive, kill_marked
 from gpuledger.pulse import Pulse
 from gpuledger.signals import Signals
@@ -134,6 +136,7 @@ class Worker:
         self._keeper = Keeper(
             ledger.store, clock=tools.clock, now_there=self._now_there, say=tools.say
         )
+        self._origins = OriginReader(ledger.folder, environ=tools.environ, clock=tools.clock)
         self.attempts_run = 0
         self._cool_downs = 0
         self._live: tuple[WorkerIdentity, ...] = ()
@@ -414,6 +417,7 @@ class Worker:
         self._pulse.show(claim, files.report)
         self._diary.started(claim, at=self._tools.clock.now())
         self.attempts_run += 1
+        self._origins.begin(self._start_of(claim, files))
         if self._gpus is not None:
             self._gpus.begin()
         try:
@@ -428,12 +432,28 @@ class Worker:
         finally:
             memory_peak_mib = self._gpus.end() if self._gpus is not None else None
             self._pulse.show(None)
-        ending = self._judged(replace(ending, memory_peak_mib=memory_peak_mib))
+        ending = replace(ending, memory_peak_mib=memory_peak_mib, origin=self._origin())
+        ending = self._judged(ending)
         ended = self._record(claim, ending)
         if ended is None:
             return None
         self._after(claim, ending, ended)
         return ended.next if isinstance(ended.next, Claim) else None
+
+    def _start_of(self, claim: Claim, files: runner.Files) -> Start:
+        return Start(
+            argv=runner.command(claim, files),
+            workdir=claim.settings.workdir,
+            env=runner.environment(claim, self.me, files, self._tools.environ),
+            host=self.me.host,
+            gpus=self.me.gpus,
+            record_diff=claim.settings.record_diff,
+        )
+
+    def _origin(self) -> Origin | None:
+        """Return where the attempt came from; a worker in a hurry waits for nothing."""
+        hurried = self._signals.terminates or self._signals.interrupts >= 2
+        return self._origins.take(patience_s=0.0 if hurried else PATIENCE_S)
 
     def _judged(self, ending: Ending) -> Ending:
         """A failure on a GPU that is gone now is the machine's, not the task's."""
@@ -598,6 +618,7 @@ class Worker:
                 metrics=ending.metrics,
                 duration_s=ending.duration_s,
                 memory_peak_mib=ending.memory_peak_mib,
+                origin=ending.origin,
                 then=then,
                 sweeps=sweeps,
                 time_left_s=self._time_left_s(),

@@ -51,6 +51,9 @@ RANK = {
     "traceback_reader": 2,
     "display": 3,
     "probe": 3,
+    "origin": 0,  # a value
+    "origin_git": 3,
+    "origin_reader": 4,
     "queries": 3,
     "report": 4,
     "operations": 4,

@@ -80,6 +80,7 @@ def test_json_has_the_shape_of_the_contract(lab: Lab) -> None:
         "log",
         "memory_peak_mib",
         "gpu_memory_mib",
+        "origin",
     ]
     assert (attempt["worker"], attempt["outcome"], attempt["exit_code"]) == (
         "host:gpu0",

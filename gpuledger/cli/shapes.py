@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from gpuledger.model import (
     TaskRecord,
     WorkerView,
 )
+from gpuledger.origin import Origin, Packages, origin_values
 
 if TYPE_CHECKING:  # only `results` needs what they import
     from gpuledger.results import Group
@@ -156,4 +157,21 @@ def _attempt(attempt: AttemptRecord) -> Shape:
         "log": attempt.log,
         "memory_peak_mib": attempt.memory_peak_mib,
         "gpu_memory_mib": attempt.gpu_memory_mib,
+        "origin": None if attempt.origin is None else _origin(attempt.origin),
     }
+
+
+def _origin(origin: Origin) -> Shape:
+    return {
+        "commit": origin.commit,
+        "dirty": origin.dirty,
+        "environment": origin.environment,
+    }
+
+
+def whole_origin_shape(record: TaskRecord, packages: Mapping[str, Packages]) -> Shape:
+    """Return what `show --env --json` prints: packages by digest, and all that is known."""
+    shape = task_shape(record)
+    for attempt, told in zip(record.attempts, shape["attempts"], strict=True):
+        told["origin"] = None if attempt.origin is None else origin_values(attempt.origin)
+    return {**shape, "environments": {key: asdict(each) for key, each in packages.items()}}

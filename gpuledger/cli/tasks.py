@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,10 +20,13 @@ from gpuledger.cli.options import (
 )
 from gpuledger.cli.output import echo, echo_json, echo_table, is_terminal, note
 from gpuledger.cli.select import selection_of
-from gpuledger.cli.shapes import task_shape
+from gpuledger.cli.shapes import task_shape, whole_origin_shape
 from gpuledger.errors import BadUsage
-from gpuledger.model import TaskState
+from gpuledger.model import TaskRecord, TaskState
 from gpuledger.why import why_pending
+
+if TYPE_CHECKING:
+    from gpuledger.ledger import Ledger
 
 app = typer.Typer()
 
@@ -93,7 +96,15 @@ def tasks(
 
 
 @app.command()
-def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> None:
+def show(
+    task: TaskName,
+    env: Annotated[
+        bool,
+        typer.Option("--env", help="What the last attempt came from: code, command, packages."),
+    ] = False,
+    ledger: LedgerDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one task: parameters, result, and every attempt with its whole traceback.
 
     Of a pending task it says why it does not run.
@@ -101,10 +112,14 @@ def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> N
     \b
     Examples:
       gpuledger show exp1_0_42
+      gpuledger show exp1_0_42 --env
       gpuledger show exp1_0_42 --json | jq .why_pending
     """
     opened = open_ledger(ledger)
     record = opened.task(task)
+    if env:
+        _show_origin(opened, record, as_json=as_json)
+        return
     waiting = opened.waiting(task) if record.state is TaskState.PENDING else None
     why = () if waiting is None else why_pending(waiting)
     if as_json:
@@ -113,3 +128,16 @@ def show(task: TaskName, ledger: LedgerDir = None, as_json: AsJson = False) -> N
     from gpuledger.display.show import task_detail  # rich: only for those who draw
 
     echo_table(task_detail(record, why=why))
+
+
+def _show_origin(ledger: Ledger, record: TaskRecord, *, as_json: bool) -> None:
+    origins = [attempt.origin for attempt in record.attempts if attempt.origin is not None]
+    digests = {origin.environment for origin in origins if origin.environment is not None}
+    found = {digest: ledger.packages(digest) for digest in sorted(digests)}
+    packages = {digest: each for digest, each in found.items() if each is not None}
+    if as_json:
+        echo_json(whole_origin_shape(record, packages))
+        return
+    from gpuledger.display.origin import origin_detail  # rich: only for those who draw
+
+    echo_table(origin_detail(record, packages, diffs=ledger.folder / "diffs"))
