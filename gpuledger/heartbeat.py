@@ -26,6 +26,9 @@ RECORD_BYTES = 4096
 MAGIC = b"gpuledger-beat-1 "
 READS_UNTIL_DEAD = 3
 
+SOONEST_S = 0.25
+"""Shortest time between two beats: a worker of many short tasks shows those of this moment."""
+
 MISSING = b""
 """What a reader gets for a file that is not there although its folder can be read."""
 
@@ -274,7 +277,7 @@ class Pacemaker:
         self._thread.start()
 
     def beat_soon(self) -> None:
-        """Let the next beat come now; returns at once."""
+        """Let the next beat come now, or `SOONEST_S` after the last; returns at once."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -289,5 +292,6 @@ class Pacemaker:
             with contextlib.suppress(OSError):
                 self._beat()
                 self._on_renewed(asked_s)
-            self._wake.wait(random.uniform(0.9, 1.0) * self._interval_s)
+            if self._wake.wait(random.uniform(0.9, 1.0) * self._interval_s):
+                self._stopping.wait(asked_s + SOONEST_S - self._clock.boottime())
             self._wake.clear()

@@ -6,16 +6,24 @@ speaks: three readings over a whole lease that show no change (`heartbeat.Watche
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gpuledger.clock import Clock
+from gpuledger.guard import open_pidfd
 from gpuledger.heartbeat import Verdict, Watcher, beat_path, read_raw
 from gpuledger.model import WorkerIdentity
-from gpuledger.process import is_alive
+from gpuledger.process import is_alive, this_machine
 
-NEIGHBOURS = 3
-"""Workers that a busy one watches: the next by name, so that everyone is watched by some."""
+WATCHERS = 3
+"""How many read a worker's file where there is no need for everybody to read all."""
+
+FEW = 16
+"""Up to so many workers everybody who is idle reads all files."""
 
 
 class Lookout:
@@ -30,18 +38,71 @@ class Lookout:
         self.folder = folder
         self.me = me
         self._watcher = Watcher(clock=clock, lease_s=lease_s)
+        self._shared_of: Sequence[WorkerIdentity] = ()
+        self._share: Sequence[WorkerIdentity] = ()
+        self._followed: Sequence[WorkerIdentity] = ()
+        self._descriptors: dict[str, int] = {}
 
     def dead_here(self, live: Sequence[WorkerIdentity]) -> Mapping[str, Callable[[], bool]]:
         """Return the workers of this machine whose process is gone, by nonce; costs no I/O."""
+        here = this_machine()
+        self._follow(live, here)
+        ended = self._take_ended()
         return {
             worker.nonce: _always
             for worker in live
-            if worker.nonce != self.me
+            if worker.machine == here
+            and worker.nonce != self.me
+            and (worker.nonce in ended or worker.nonce not in self._descriptors)
             and is_alive(worker.machine, worker.pid, worker.pid_start) is False
         }
 
+    def descriptors(self) -> tuple[int, ...]:
+        """Return what becomes readable when another worker of this machine ends."""
+        return tuple(self._descriptors.values())
+
+    def close(self) -> None:
+        """Close what `descriptors` returned."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _follow(self, live: Sequence[WorkerIdentity], here: str) -> None:
+        """Have a descriptor for each process of this machine, where the kernel offers them."""
+        if live is self._followed:  # the same until somebody came or went
+            return
+        self._followed = live
+        wanted = {
+            worker.nonce: worker
+            for worker in live
+            if worker.machine == here and worker.nonce != self.me
+        }
+        for nonce in set(self._descriptors).difference(wanted):
+            os.close(self._descriptors.pop(nonce))
+        for nonce in set(wanted).difference(self._descriptors):
+            worker = wanted[nonce]
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = open_pidfd(worker.pid)
+                if descriptor is None:
+                    continue
+                if is_alive(here, worker.pid, worker.pid_start):
+                    self._descriptors[nonce] = descriptor
+                else:  # another process has that number now
+                    os.close(descriptor)
+
+    def _take_ended(self) -> set[str]:
+        """Return whose process ended, and forget its descriptor: it would stay readable."""
+        poll = select.poll()
+        for descriptor in self._descriptors.values():
+            poll.register(descriptor, select.POLLIN)
+        readable = {descriptor for descriptor, _ in poll.poll(0)} if self._descriptors else set()
+        ended = {nonce for nonce, number in self._descriptors.items() if number in readable}
+        for nonce in ended:
+            os.close(self._descriptors.pop(nonce))
+        return ended
+
     def silent(
-        self, live: Sequence[WorkerIdentity], *, only_neighbours: bool = False
+        self, live: Sequence[WorkerIdentity], *, only_share: bool = False
     ) -> Mapping[str, Callable[[], bool]]:
         """Read the others' files once; return who gave no sign of life for a whole lease.
 
@@ -49,10 +110,7 @@ class Lookout:
         it was read last?
         """
         found: dict[str, Callable[[], bool]] = {}
-        others = _after(live, self.me) if only_neighbours else live
-        for worker in others:
-            if worker.nonce == self.me:
-                continue
+        for worker in self._to_read(live, only_share=only_share or len(live) > FEW):
             path = beat_path(self.folder, worker.name, worker.nonce)
             asked_s = self._watcher.now()
             raw = read_raw(path)
@@ -61,11 +119,41 @@ class Lookout:
         self._watcher.forget_all_but({worker.nonce for worker in live})
         return found
 
+    def _to_read(
+        self, live: Sequence[WorkerIdentity], *, only_share: bool
+    ) -> Sequence[WorkerIdentity]:
+        if not only_share:
+            return [worker for worker in live if worker.nonce != self.me]
+        if live is not self._shared_of:  # the same until somebody came or went
+            self._shared_of, self._share = live, share_of(self.me, live)
+        return self._share
 
-def _after(live: Sequence[WorkerIdentity], me: str) -> list[WorkerIdentity]:
-    ordered = sorted(live, key=lambda worker: worker.name)
-    at = next((n for n, worker in enumerate(ordered) if worker.nonce == me), 0)
-    return (ordered[at + 1 :] + ordered[:at])[:NEIGHBOURS]
+
+def share_of(me: str, live: Sequence[WorkerIdentity]) -> list[WorkerIdentity]:
+    """Return the workers whose files `me` reads, so that each file has `WATCHERS` readers.
+
+    They are on other machines than the worker, if there are any: what takes a machine down must
+    not take those who would notice it. One more reads it whatever its machine, so that the last
+    one alive, of any number, always reads the file of somebody who is dead.
+    """
+    ordered = sorted(live, key=lambda worker: worker.nonce)
+    elsewhere: dict[str, list[str]] = {}
+    share = []
+    for place, worker in enumerate(ordered):
+        if worker.machine not in elsewhere:
+            elsewhere[worker.machine] = [
+                other.nonce for other in ordered if other.machine != worker.machine
+            ]
+        readers = elsewhere[worker.machine]
+        if readers:
+            first = zlib.crc32(worker.nonce.encode()) % len(readers)
+        else:
+            readers, first = [other.nonce for other in ordered], place + 1
+        chosen = {readers[(first + n) % len(readers)] for n in range(WATCHERS)}
+        chosen.add(ordered[place - 1].nonce)  # if all but one die, that one finds one after another
+        if me in chosen and worker.nonce != me:
+            share.append(worker)
+    return share
 
 
 def _always() -> bool:

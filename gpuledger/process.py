@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import re
 import select
@@ -56,6 +57,9 @@ LOOKS = 1000
 
 BLIND_WAIT_S = 0.05
 """The same where the kernel offers no descriptors of processes."""
+
+ALL_SIGNALS = frozenset(signal.valid_signals())
+CATCHABLE = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
 
 KILL_WAIT_S = 30.0
 """What the kernel gets to end killed processes before they are reported as left."""
@@ -140,9 +144,15 @@ def this_machine() -> str:
     Boot id, process-number namespace and host name: containers of one machine differ in the
     second, copies of one running virtual machine at best in the third (`GPULEDGER_HOST`).
     """
+    return f"{_boot_and_namespace()}:{host_name()}"
+
+
+@functools.cache
+def _boot_and_namespace() -> str:
+    """Neither changes while a process lives, and an idle worker asks often."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     namespace = Path("/proc/self/ns/pid").stat().st_ino
-    return f"{boot_id}:{namespace}:{host_name()}"
+    return f"{boot_id}:{namespace}"
 
 
 def pid_start(pid: int) -> int | None:
@@ -535,6 +545,8 @@ class RunningTask:
         Returns:
             What was done; when `left` is not empty, call it again later, and start nothing else.
         """
+        if not self.descendants():  # as after most tasks: one look instead of seven
+            return Stopped()
         asked = 0
         if grace_s > 0:
             asked = sum([send(process, signal.SIGTERM) for process in self._tree()])
@@ -779,7 +791,7 @@ def _popen(
         raise CannotStart("the command is empty", exit_code=127)
     prepare = _prepare(os.getpid(), when_parent_dies)
     # Blocked until the child has default dispositions: our handlers must not run in the child.
-    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
     try:
         return subprocess.Popen(
             list(argv),
@@ -802,14 +814,15 @@ def _prepare(parent: int, when_parent_dies: signal.Signals | None) -> Callable[[
     """Return what the child does between fork and exec."""
     # Looked up before the fork, and PyDLL keeps the interpreter's lock: nothing is waited for.
     prctl = ctypes.PyDLL(None).prctl
-    catchable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    # The others have their default action already, and every call here is time without a task.
+    changed = [signum for signum in CATCHABLE if signal.getsignal(signum) is not signal.SIG_DFL]
 
     def prepare() -> None:
         if when_parent_dies is not None:
             prctl(PR_SET_PDEATHSIG, int(when_parent_dies), 0, 0, 0)
             if os.getppid() != parent:  # it died before the kernel knew whom to tell
                 os.kill(os.getpid(), signal.SIGKILL)
-        for signum in catchable:
+        for signum in changed:
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

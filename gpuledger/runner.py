@@ -174,7 +174,7 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
         with task:
             verdict = _wait(claim, task, files, around)
         ended = task.poll()
-        ending = _ending(claim, files, verdict, ended, oom_killed=_rose(ooms, oom_kill_count()))
+        ending = _ending(claim, files, verdict, ended, ooms_before=ooms)
     report = read_last(files.report)
     return replace(
         ending,
@@ -310,12 +310,18 @@ class _Limits:
 
 
 def _ending(
-    claim: Claim, files: Files, verdict: Verdict | None, ended: Exit | None, *, oom_killed: bool
+    claim: Claim,
+    files: Files,
+    verdict: Verdict | None,
+    ended: Exit | None,
+    *,
+    ooms_before: int | None,
 ) -> Ending:
     exit_code = ended.exit_code if ended else None
     number = ended.signal if ended else None
     if verdict is None and exit_code == 0:
         return Ending(outcome=Outcome.COMPLETED, exit_code=0)
+    oom_killed = _rose(ooms_before, oom_kill_count())
     found = read_failure(files.log, exit_code=exit_code, signal=number, oom_killed=oom_killed)
     if verdict is not None:
         return Ending(

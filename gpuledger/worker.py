@@ -56,9 +56,10 @@ OUT_OF_REACH = (LedgerBusy, LedgerUnreachable, NoLedger, NotAllowed, Unavailable
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 IDLE_POLL_S = 1.0
-IDLE_POLL_PER_WORKER_S = 0.02  # many idle workers look less often
+IDLE_POLL_PER_WORKER_S = 0.05  # many idle workers look less often
 LONGEST_IDLE_POLL_S = 10.0
 LOOK_AGAIN_S = 5.0
+LOOK_AGAIN_PER_WORKER_S = 0.1  # ten locks a second in all, where tasks wait that none may take
 HASTY_LOCK_S = 2.0
 """How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
 
@@ -186,6 +187,7 @@ class Worker:
 
     def _enlist_again(self) -> bool:
         self._pulse.stop()
+        self._lookout.close()
         self._say("found dead by others (no sign of life for too long): signing on anew")
         return self._enlist()
 
@@ -200,6 +202,7 @@ class Worker:
         except LedgerError as error:
             self._say(f"could not sign off: {error.problem}")
         self._pulse.stop()
+        self._lookout.close()
 
     def _deliver_what_others_left(self) -> None:
         """Record outcomes that dead workers of this machine could not."""
@@ -281,12 +284,15 @@ class Worker:
         """Wait until the ledger changed, somebody died, or it is time to look again."""
         clock = self._tools.clock
         seen = self.ledger.store.change_counter()
-        again_s = clock.boottime() + (LOOK_AGAIN_S if found.pending else 6 * LOOK_AGAIN_S)
-        poll_s = min(
-            max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * len(self._live)), LONGEST_IDLE_POLL_S
+        again_s = clock.boottime() + (
+            max(LOOK_AGAIN_S, LOOK_AGAIN_PER_WORKER_S * len(self._live))
+            if found.pending
+            else max(6 * LOOK_AGAIN_S, 5 * LOOK_AGAIN_PER_WORKER_S * len(self._live))
         )
+        longest_s = min(LONGEST_IDLE_POLL_S, self.ledger.heartbeat_s)
         while not self._is_leaving() and clock.boottime() < again_s:
-            self._signals.wait(random.uniform(poll_s / 2, poll_s))
+            poll_s = min(max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * len(self._live)), longest_s)
+            self._signals.wait(random.uniform(poll_s / 2, poll_s), also=self._lookout.descriptors())
             self._keeper.see_to_it()
             if self._reap() or self.ledger.store.change_counter() != seen:
                 return
@@ -367,7 +373,7 @@ class Worker:
         here = set(dead)
         if now_s - self._looked_at_s >= self.ledger.heartbeat_s:
             self._looked_at_s = now_s
-            dead |= self._lookout.silent(self._live, only_neighbours=busy)
+            dead |= self._lookout.silent(self._live, only_share=busy)
         if not dead:
             return False
         for nonce in here:

@@ -12,12 +12,13 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, WorkerIdentity
 from gpuledger.sweep import read_sweep
+from tests.benchmarks.measure import spread, timed_ms
 
 SWEEP = """
 command = "true"
@@ -46,11 +47,20 @@ def worker(ledger: Ledger, nonce: str) -> WorkerIdentity:
     )
 
 
-def timed_ms(operation: Callable[[], object]) -> float:
-    """Return how long one call took."""
-    began = time.perf_counter()
-    operation()
-    return 1000 * (time.perf_counter() - began)
+def run(sizes: list[int], *, rounds: int) -> dict[str, Any]:
+    """Return the figures of all sizes; see `measure`."""
+    with tempfile.TemporaryDirectory(prefix="gpuledger-bench-") as scratch:
+        made = {tasks: create(Path(scratch), tasks) for tasks in sizes}
+        ledgers = {tasks: ledger for tasks, (ledger, _, _) in made.items()}
+        figures = measure(ledgers, rounds=rounds)
+    return {
+        str(tasks): {
+            "created_s": round(made[tasks][1], 3),
+            "peak_mib": round(made[tasks][2]),
+            **{name: spread(by_size[tasks]) for name, by_size in figures.items()},
+        }
+        for tasks in sizes
+    }
 
 
 def main() -> None:
