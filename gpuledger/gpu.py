@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
-
-from gpuledger.errors import Unavailable
 
 MIB = 1 << 20
 ANSWER_S = 60.0
 """A driver without persistence mode needs seconds for each GPU; after this it does not answer."""
+
+MOST_PID = 1 << 22
+"""Linux has no greater process number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class Gpu:
     Attributes:
         index: In the order of the PCI bus, as `nvidia-smi` and CUDA_DEVICE_ORDER=PCI_BUS_ID count.
         uuid: `GPU-...` or `MIG-...`; empty when the driver does not say.
+        memory_used_mib: By processes; not what the driver has set aside for itself.
+        memory_free_mib: Less than the rest where the driver has set some aside.
         processes: Those that compute on it, of all users; None when that is not permitted.
         instances: The MIG instances that it is split into.
         instance: Number of this MIG instance on its GPU; None for a whole GPU.
@@ -47,6 +51,7 @@ class Gpu:
     name: str | None = None
     memory_total_mib: int | None = None
     memory_used_mib: int | None = None
+    memory_free_mib: int | None = None
     utilisation_percent: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
@@ -71,30 +76,19 @@ class GpuReport:
     driver: str | None = None
 
     def find(self, name: str) -> Gpu | None:
-        """Return the GPU or MIG instance that CUDA would take a name for, or None."""
+        """Return the one GPU or MIG instance that CUDA would take a name for, or None."""
+        found = self.called(name)
+        return found[0] if len(found) == 1 else None
+
+    def called(self, name: str) -> tuple[Gpu, ...]:
+        """Return what has this index, this UUID, or UUIDs that begin so."""
         every = [each for gpu in self.gpus for each in (gpu, *gpu.instances)]
-        return next((gpu for gpu in every if _is_called(gpu, name)), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """A GPU for one worker.
-
-    Attributes:
-        label: Its index on the machine: the worker's name ends with it.
-        visible: For the task's CUDA_VISIBLE_DEVICES.
-        selector: What `resolve` understands as this GPU, for another process.
-        memory_mib: None when unknown.
-        model: None when unknown.
-        uuid: To know it again; empty when unknown.
-    """
-
-    label: str
-    visible: str
-    selector: str
-    memory_mib: int | None
-    model: str | None
-    uuid: str = ""
+        if name.isdecimal():
+            return tuple(g for g in every if g.instance is None and g.index == int(name))
+        exact = tuple(gpu for gpu in every if gpu.uuid == name and name)
+        if exact or len(name) <= len("GPU-"):
+            return exact
+        return tuple(gpu for gpu in every if gpu.uuid.startswith(name))
 
 
 def list_gpus(*, timeout_s: float = ANSWER_S) -> GpuReport:
@@ -114,166 +108,25 @@ def list_gpus(*, timeout_s: float = ANSWER_S) -> GpuReport:
     return answers[0]
 
 
-def resolve(selector: str, *, environ: Mapping[str, str], report: GpuReport) -> tuple[Chosen, ...]:
-    """Return the GPUs that an operator means, each once; those with MIG instances as these.
-
-    Args:
-        selector: `all`, or indices into what is visible, and UUIDs: `0,1`, `GPU-5c1f...`.
-        environ: Its CUDA_VISIBLE_DEVICES (of a cluster, a container) limits what is visible.
-        report: From `list_gpus`.
-
-    Raises:
-        Unavailable: One of them does not exist, or does not answer; the hint names those that do.
-    """
-    visible = _visible(environ, report)
-    if selector == "all":
-        usable = [chosen for group in visible for chosen in group if not _is_lost(chosen, report)]
-        if not usable:
-            raise _nothing_there(report, environ)
-        return tuple(usable)
-    chosen: list[Chosen] = []
-    for part in selector.split(","):
-        found = _find(part.strip(), visible, report)
-        if not found:
-            raise _not_there(part.strip(), visible, report, environ)
-        for one in found:
-            if _is_lost(one, report):
-                raise _does_not_answer(one, visible, report)
-            if one not in chosen:
-                chosen.append(one)
-    return tuple(chosen)
-
-
-# --- what is visible --------------------------------------------------------------------------
-
-
-def _visible(environ: Mapping[str, str], report: GpuReport) -> list[list[Chosen]]:
-    """Return what CUDA would see here, in its order: a GPU, or the MIG instances that are it."""
-    outer = environ.get("CUDA_VISIBLE_DEVICES")
-    if outer is None:
-        return [_choices(gpu, str(gpu.index), position=gpu.index) for gpu in report.gpus]
-    visible: list[list[Chosen]] = []
-    for position, name in enumerate(part.strip() for part in outer.split(",")):
-        gpu = report.find(name)
-        if gpu is not None:
-            visible.append(_choices(gpu, name, position=position))
-        elif name.startswith("MIG-"):
-            visible.append([_unlisted(name, position)])
-        else:
-            break  # CUDA ignores everything after the first name that is not valid
-    return visible
-
-
-def _choices(gpu: Gpu, name: str, *, position: int) -> list[Chosen]:
-    """Return a GPU, or all its MIG instances: without naming one CUDA would take the first."""
-    if not gpu.instances:
-        return [_chosen(gpu, name, str(position))]
-    return [_chosen(each, each.uuid, each.uuid) for each in gpu.instances]
-
-
-def _chosen(gpu: Gpu, name: str, selector: str) -> Chosen:
-    return Chosen(
-        label=gpu.label,
-        visible=name,
-        selector=selector,
-        memory_mib=gpu.memory_total_mib,
-        model=gpu.name,
-        uuid=gpu.uuid,
-    )
-
-
-def _unlisted(name: str, position: int | None) -> Chosen:
-    """A MIG instance that NVML does not list: CUDA may know it by its UUID all the same."""
-    selector = name if position is None else str(position)
-    return Chosen(
-        label=f"-{name[:12].lower()}", visible=name, selector=selector, memory_mib=None, model=None
-    )
-
-
-def _find(name: str, visible: Sequence[Sequence[Chosen]], report: GpuReport) -> Sequence[Chosen]:
-    """Return the GPU of that name, or its MIG instances; nothing when there is none."""
-    if name.isdecimal():
-        return visible[int(name)] if int(name) < len(visible) else ()
-    every = [chosen for group in visible for chosen in group]
-    gpu = report.find(name)
-    if gpu is not None:
-        uuids = {each.uuid for each in gpu.instances or (gpu,)}
-        return [chosen for chosen in every if chosen.uuid in uuids]
-    known = [chosen for chosen in every if chosen.visible == name]
-    return known or ([_unlisted(name, None)] if len(name) > 4 and name[:4] == "MIG-" else [])
-
-
-def _is_called(gpu: Gpu, name: str) -> bool:
-    """Tell whether CUDA would take a name for this GPU: its index, or the start of its UUID."""
-    if name.isdecimal():
-        return gpu.instance is None and int(name) == gpu.index
-    return len(name) > len("GPU-") and gpu.uuid.startswith(name)
-
-
-def _is_lost(chosen: Chosen, report: GpuReport) -> bool:
-    return any(gpu.label == chosen.label and gpu.problem for gpu in report.gpus)
-
-
-def _not_there(
-    name: str, visible: Sequence[Sequence[Chosen]], report: GpuReport, environ: Mapping[str, str]
-) -> Unavailable:
-    if not visible:
-        return _nothing_there(report, environ)
-    return Unavailable(
-        f"there is no GPU {name!a} here; nothing was started", hint=_those(visible, report)
-    )
-
-
-def _does_not_answer(
-    chosen: Chosen, visible: Sequence[Sequence[Chosen]], report: GpuReport
-) -> Unavailable:
-    why = next((gpu.problem for gpu in report.gpus if gpu.label == chosen.label), None)
-    return Unavailable(
-        f"GPU {chosen.selector} cannot be used ({why}); nothing was started",
-        hint=_those(visible, report),
-    )
-
-
-def _those(visible: Sequence[Sequence[Chosen]], report: GpuReport) -> str:
-    there = ", ".join(
-        f"{chosen.selector} ({chosen.model})" if chosen.model else chosen.selector
-        for group in visible
-        for chosen in group
-        if not _is_lost(chosen, report)
-    )
-    return f"GPUs: {there}" if there else "--cpu runs on the CPU"
-
-
-def _nothing_there(report: GpuReport, environ: Mapping[str, str]) -> Unavailable:
-    if report.problem is not None:
-        why = report.problem
-    elif report.gpus and all(gpu.problem for gpu in report.gpus):
-        why = f"none of them answers ({report.gpus[0].problem})"
-    elif report.gpus:
-        why = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES', '')!a} hides all of them"
-    else:
-        why = "the driver lists none"
-    return Unavailable(
-        f"no GPU can be used here: {why}; nothing was started", hint="--cpu runs on the CPU"
-    )
-
-
-# --- NVML -------------------------------------------------------------------------------------
-
-
 class Driver:
     """NVML, kept open between two questions: opening it can take seconds for each GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: Collection[int] | None = None) -> None:
+        """Ask nothing yet; later about all GPUs, or only those with these indices."""
         self._nvml: Any = None
+        self._only = only
 
     def report(self) -> GpuReport:
-        """Return all GPUs as they are now; after any problem NVML is opened anew next time."""
+        """Return the GPUs as they are now; after any problem NVML is opened anew next time.
+
+        An open NVML knows a GPU that was reset only as the lost one that it was.
+        """
         try:
             nvml = self._open()
             with _failures(nvml):
                 count = nvml.nvmlDeviceGetCount()
-                found = GpuReport(gpus=tuple(_gpu(nvml, index) for index in range(count)))
+                asked = [i for i in range(count) if self._only is None or i in self._only]
+                found = GpuReport(gpus=tuple(_gpu(nvml, index) for index in asked))
         except _NoDriver as missing:
             self.close()
             return GpuReport(gpus=(), problem=str(missing))
@@ -284,11 +137,7 @@ class Driver:
     def version(self) -> str | None:
         """Return the driver's version, None when NVML is not open or does not say."""
         nvml = self._nvml
-        if nvml is None:
-            return None
-        with contextlib.suppress(nvml.NVMLError):
-            return _text(nvml.nvmlSystemGetDriverVersion())
-        return None
+        return None if nvml is None else _text(_ask(nvml, "nvmlSystemGetDriverVersion"))
 
     def close(self) -> None:
         """Let go of NVML."""
@@ -321,19 +170,37 @@ def _failures(nvml: Any) -> Iterator[None]:
         yield
     except nvml.NVMLError as error:
         raise _NoDriver(f"the NVIDIA driver failed ({error})") from error
+    except Exception as error:  # an nvidia-ml-py that does not go with the driver
+        raise _NoDriver(f"nvidia-ml-py failed ({type(error).__name__}: {error})") from error
+
+
+def _ask(nvml: Any, question: str, *about: Any) -> Any:
+    """Return an answer of NVML, None where it, or an older nvidia-ml-py, has none."""
+    function = getattr(nvml, question, None)
+    if function is None:
+        return None
+    try:
+        return function(*about)
+    except nvml.NVMLError:
+        return None
+
+
+# --- one GPU ----------------------------------------------------------------------------------
 
 
 def _gpu(nvml: Any, index: int) -> Gpu:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        split = _is_split(nvml, handle)
+        memory = _memory(nvml, handle, whole=not split)  # a handle may outlive its GPU
     except nvml.NVMLError as error:
         return Gpu(index=index, uuid="", problem=str(error), lost=_is_loss(nvml, error))
-    try:
-        nvml.nvmlDeviceGetMemoryInfo(handle)  # a handle may outlive its GPU
-    except nvml.NVMLError as error:
-        if _is_loss(nvml, error):
-            return Gpu(index=index, uuid="", problem=str(error), lost=True)
-    return _asked(nvml, handle, index, instances=_instances(nvml, handle, index))
+    gpu = _asked(nvml, handle, index, memory)
+    if not split:
+        return gpu
+    instances = _instances(nvml, handle, gpu)
+    problem = None if instances else "MIG is on, but no instance is there"
+    return replace(gpu, instances=instances, problem=problem)
 
 
 def _is_loss(nvml: Any, error: Any) -> bool:
@@ -345,63 +212,140 @@ def _is_loss(nvml: Any, error: Any) -> bool:
     )
 
 
-def _instances(nvml: Any, handle: Any, index: int) -> tuple[Gpu, ...]:
-    """Return the MIG instances of a GPU; none when it has, or the driver knows, no such thing."""
-    try:
-        if not nvml.nvmlDeviceGetMigMode(handle)[0]:
-            return ()
-        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
-    except nvml.NVMLError:
-        return ()
+def _is_split(nvml: Any, handle: Any) -> bool:
+    """Tell whether a GPU is used by its MIG instances only."""
+    mode = _ask(nvml, "nvmlDeviceGetMigMode", handle)
+    return mode is not None and bool(mode[0])
+
+
+def _instances(nvml: Any, handle: Any, whole: Gpu) -> tuple[Gpu, ...]:
+    """Return the MIG instances of a GPU; they are as hot as it is."""
     found: list[Gpu] = []
-    for number in range(most):
-        try:
-            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-        except nvml.NVMLError:
+    for number in range(_ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+        part = _ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+        if part is None:
             continue  # a place without an instance
-        found.append(_asked(nvml, part, index, instance=number))
+        try:
+            memory = _memory(nvml, part, whole=False)
+        except nvml.NVMLError:
+            memory = _Memory()
+        gpu = _asked(nvml, part, whole.index, memory)
+        found.append(replace(gpu, instance=number, temperature_c=whole.temperature_c))
     return tuple(gpu for gpu in found if gpu.uuid)
 
 
-def _asked(
-    nvml: Any,
-    handle: Any,
-    index: int,
-    *,
-    instances: tuple[Gpu, ...] = (),
-    instance: int | None = None,
-) -> Gpu:
-    def ask(question: Callable[[], Any]) -> Any:
-        try:
-            return question()
-        except nvml.NVMLError:
-            return None
-
-    memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    rates = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-    power_mw = ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
-    processes = ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+def _asked(nvml: Any, handle: Any, index: int, memory: _Memory) -> Gpu:
+    rates = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    power_mw = _ask(nvml, "nvmlDeviceGetPowerUsage", handle)
+    processes = _processes(nvml, handle)
+    if memory.is_pooled:
+        memory = replace(memory, used_mib=_held(processes))
     return Gpu(
         index=index,
-        uuid=_text(ask(lambda: nvml.nvmlDeviceGetUUID(handle))) or "",
-        name=_text(ask(lambda: nvml.nvmlDeviceGetName(handle))),
-        memory_total_mib=None if memory is None else int(memory.total) // MIB,
-        memory_used_mib=None if memory is None else int(memory.used) // MIB,
+        uuid=_text(_ask(nvml, "nvmlDeviceGetUUID", handle)) or "",
+        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)),
+        memory_total_mib=memory.total_mib,
+        memory_used_mib=memory.used_mib,
+        memory_free_mib=memory.free_mib,
         utilisation_percent=None if rates is None else int(rates.gpu),
-        temperature_c=ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        temperature_c=_ask(nvml, "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
         power_w=None if power_mw is None else power_mw / 1000,
-        processes=None if processes is None else tuple(_process(each) for each in processes),
-        instances=instances,
-        instance=instance,
+        processes=processes,
     )
-
-
-def _process(found: Any) -> GpuProcess:
-    used = found.usedGpuMemory
-    return GpuProcess(pid=int(found.pid), memory_mib=None if used is None else int(used) // MIB)
 
 
 def _text(value: object) -> str | None:
     if isinstance(value, bytes):  # older versions of the library
         return value.decode(errors="replace")
     return None if value is None else str(value)
+
+
+# --- its memory -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    """`is_pooled`: the operating system gives it out, and may keep what no process has."""
+
+    total_mib: int | None = None
+    used_mib: int | None = None
+    free_mib: int | None = None
+    is_pooled: bool = False
+
+
+def _memory(nvml: Any, handle: Any, *, whole: bool) -> _Memory:
+    """Return a GPU's memory; raise NVMLError only when the GPU does not work.
+
+    The first version of the question counts what the driver has set aside as used.
+    """
+    unsaid = (
+        nvml.NVML_ERROR_NOT_SUPPORTED,
+        nvml.NVML_ERROR_NO_PERMISSION,
+        nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        getattr(nvml, "NVML_ERROR_ARGUMENT_VERSION_MISMATCH", None),
+    )
+    error_code = None
+    second = getattr(nvml, "nvmlMemory_v2", None)
+    for version in (() if second is None else (second,), ()):
+        try:
+            found = nvml.nvmlDeviceGetMemoryInfo(handle, *version)
+        except nvml.NVMLError as error:
+            if error.value not in unsaid:
+                raise
+            error_code = error.value
+            continue
+        total, free = int(found.total), int(found.free)
+        used = total - free - int(getattr(found, "reserved", 0))
+        pooled = _ask(nvml, "nvmlDeviceGetNumaNodeId", handle) is not None
+        return _Memory(
+            total_mib=total // MIB, used_mib=used // MIB, free_mib=free // MIB, is_pooled=pooled
+        )
+    if whole and error_code == nvml.NVML_ERROR_NOT_SUPPORTED:
+        return _host_memory()  # every GPU with memory of its own supports the question
+    return _Memory()
+
+
+def _host_memory(place: Path = Path("/proc/meminfo")) -> _Memory:
+    """Return the memory of a GPU that has the machine's, and none of its own."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = place.read_text(encoding="ascii").splitlines()
+        kib = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+        total, free = kib["MemTotal"] // 1024, kib["MemAvailable"] // 1024
+        return _Memory(total_mib=total, free_mib=free, is_pooled=True)
+    return _Memory()
+
+
+# --- its processes ----------------------------------------------------------------------------
+
+
+def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...] | None:
+    """Return who computes on a GPU, also through NVIDIA's sharing daemon (MPS)."""
+    found = _listed(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    if found is None:
+        return None
+    found += _listed(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or []
+    if any(not 0 < each.pid <= MOST_PID for each in found):
+        return None  # driver and nvidia-ml-py (of 535) disagree about the form of the list
+    return tuple({each.pid: _process(each) for each in found}.values())
+
+
+def _listed(nvml: Any, question: str, handle: Any) -> list[Any] | None:
+    """Ask with the newest form that both know: a driver before 510 knows the second only.
+
+    Without a version nvidia-ml-py would raise what is no NVMLError where the newest is unknown.
+    """
+    for version in ("_v3", "_v2"):
+        found = _ask(nvml, f"{question}{version}", handle)
+        if found is not None:
+            return list(found)
+    return None
+
+
+def _process(found: Any) -> GpuProcess:
+    """Whoever computes holds memory: 0 is what some drivers say in a container."""
+    return GpuProcess(pid=int(found.pid), memory_mib=int(found.usedGpuMemory or 0) // MIB or None)
+
+
+def _held(processes: Sequence[GpuProcess] | None) -> int | None:
+    held = [process.memory_mib for process in processes or ()]
+    return None if processes is None or None in held else sum(memory or 0 for memory in held)

@@ -113,15 +113,24 @@ def not_free(gpu: WatchedGpu, *, ours: Collection[str], free_mib: int | None) ->
     strangers = foreign(gpu, ours)
     if strangers:
         return f"{name} is in use by {told(strangers)}"
-    total, used = gpu.view.memory_total_mib, gpu.view.memory_used_mib
-    if total is None or used is None:
+    total, used, free = gpu.view.memory_total_mib, gpu.view.memory_used_mib, free_memory(gpu)
+    if total is None or (used if free_mib is None else free) is None:
         return f"{name} does not say how much memory is free"
+    busy_mib = max(BUSY_SHARE * total, 4 * SLACK_MIB)
     own = sum(holder.memory_mib or 0 for holder in gpu.holders or () if holder.owner in ours)
-    if free_mib is not None and total - used < free_mib:
-        return f"{name} has {size(total - used)} of {size(total)} free"
-    if free_mib is None and used - own > max(BUSY_SHARE * total, 4 * SLACK_MIB):
+    if free_mib is not None and free is not None and free < free_mib:
+        return f"{name} has {size(free)} of {size(total)} free"
+    if free_mib is None and used is not None and used - own > busy_mib:
         return f"{name} has {size(used)} of {size(total)} in use"
     return None
+
+
+def free_memory(gpu: WatchedGpu) -> int | None:
+    """Return the memory that nobody has, in MiB; None when not known."""
+    total, used = gpu.view.memory_total_mib, gpu.view.memory_used_mib
+    if gpu.free_mib is not None or total is None or used is None:
+        return gpu.free_mib
+    return total - used
 
 
 def unexplained(gpu: WatchedGpu) -> int | None:
@@ -130,7 +139,9 @@ def unexplained(gpu: WatchedGpu) -> int | None:
     if used is None:
         return None
     held = [holder.memory_mib for holder in gpu.holders or ()]
-    return None if None in held else used - sum(memory or 0 for memory in held)
+    if None in held:
+        return None
+    return used - gpu.service_mib - sum(memory or 0 for memory in held)
 
 
 def remains(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuledger.clock import Clock
-from gpuledger.gpu import Chosen, Driver, Gpu, GpuProcess, GpuReport
+from gpuledger.gpu import Driver, Gpu, GpuProcess, GpuReport
+from gpuledger.gpu_choice import Chosen
 from gpuledger.model import GpuView
 
 SAMPLE_S = 1.0
@@ -52,11 +53,15 @@ class WatchedGpu:
     Attributes:
         view: What `status` shows.
         holders: Who computes on it; None when that is not permitted, or not known.
+        free_mib: Memory that a task could have; None when not known.
+        service_mib: Memory of daemons that let others share the GPU, and are nobody's work.
         lost: Why it will not come back by itself, or None.
     """
 
     view: GpuView
     holders: tuple[Holder, ...] | None = None
+    free_mib: int | None = None
+    service_mib: int = 0
     lost: str | None = None
 
 
@@ -84,12 +89,12 @@ class GpuWatch:
         Args:
             chosen: The worker's GPUs.
             clock: This machine's.
-            report: Asks the driver; by default one that is kept open.
+            report: Asks the driver about these GPUs; by default one that is kept open.
             interval_s: Seconds between two samples.
         """
         self._chosen = tuple(chosen)
         self._clock = clock
-        self._report = report or Driver().report
+        self._report = report or Driver(only=_indices(chosen)).report
         self._interval_s = interval_s
         self._sampled = threading.Condition()
         self._latest: Sample | None = None
@@ -151,6 +156,12 @@ class GpuWatch:
             self._wake.wait(self._interval_s)
 
 
+def _indices(chosen: Sequence[Chosen]) -> frozenset[int]:
+    """Return the places of GPUs: another one that moves to such a place is not taken for it."""
+    places = (one.label.partition(".")[0] for one in chosen)
+    return frozenset(int(place) for place in places if place.isdecimal())
+
+
 def watched(chosen: Chosen, report: GpuReport) -> WatchedGpu:
     """Return what a report says about one of the worker's GPUs."""
     gpu = report.find(chosen.uuid or chosen.visible)
@@ -166,9 +177,13 @@ def watched(chosen: Chosen, report: GpuReport) -> WatchedGpu:
         power_w=gpu.power_w,
         problem=gpu.problem,
     )
+    holders = holders_of(gpu)
+    services = [holder for holder in holders or () if is_service(holder)]
     return WatchedGpu(
         view=view,
-        holders=holders_of(gpu),
+        holders=None if holders is None else tuple(h for h in holders if not is_service(h)),
+        free_mib=gpu.memory_free_mib,
+        service_mib=sum(service.memory_mib or 0 for service in services),
         lost=(gpu.problem or "GPU is lost") if gpu.lost else None,
     )
 
@@ -181,8 +196,10 @@ def _not_found(chosen: Chosen, report: GpuReport) -> WatchedGpu:
     if chosen.uuid and report.problem is None:
         if there is not None and there.lost:
             lost = there.problem or "GPU is lost"
-        elif there is None or there.problem is None:
+        elif there is None:
             lost = problem = "the driver does not list it any more"
+        elif there.problem is None:
+            lost = problem = "the driver has another one in its place"
     return WatchedGpu(
         view=GpuView(index=chosen.label, name=chosen.model, problem=problem), lost=lost
     )
@@ -195,8 +212,12 @@ def holders_of(gpu: Gpu) -> tuple[Holder, ...] | None:
     """Return who computes on a GPU; None when that is not known."""
     if gpu.processes is None:
         return None
-    found = [_holder(process) for process in gpu.processes]
-    return tuple(holder for holder in found if not (holder.name or "").startswith(SHARED_SERVER))
+    return tuple(_holder(process) for process in gpu.processes)
+
+
+def is_service(holder: Holder) -> bool:
+    """Tell whether it is on the list only because others share the GPU through it."""
+    return (holder.name or "").startswith(SHARED_SERVER)
 
 
 def _holder(process: GpuProcess) -> Holder:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpuledger.errors import Unavailable
-from gpuledger.gpu import Gpu, GpuReport, resolve
+from gpuledger.gpu import Gpu, GpuReport
+from gpuledger.gpu_choice import resolve
 from tests.fake_nvml import FakeGpu, describe, environment
 from tests.helpers import wait_until
 from tests.shell import gpuledger, records, tasks, worker, write_sweep
@@ -45,6 +46,11 @@ def chosen(selector: str, outer: str | None = None) -> list[tuple[str, str]]:
         ("MIG-1234", None, [("-mig-1234", "MIG-1234")]),
         ("0", "MIG-1234", [("-mig-1234", "MIG-1234")]),
         ("all", "0,9,1", [("0", "0")]),
+        ("all", "0, 2", [("0", "0"), ("2", "2")]),
+        ("all", "2nd,1st", [("2", "2"), ("1", "1")]),
+        ("all", "1,GPU-cccc", [("1", "1")]),
+        ("all", "GPU-cccc,1", [("2", "GPU-cccc")]),
+        ("all", "0,-1,1", [("0", "0")]),
     ],
 )
 def test_an_operators_words_mean(
@@ -56,7 +62,8 @@ def test_an_operators_words_mean(
 @pytest.mark.parametrize(
     ("selector", "outer"),
     [("3", None), ("x", None), ("", None), ("GPU-", None), ("GPU-zzzz", None), ("1", "2"),
-     ("GPU-aaaa", "1"), ("all", ""), ("all", "-1"), ("0", "")],
+     ("GPU-aaaa", "1"), ("all", ""), ("all", "-1"), ("0", ""), ("all", "NoDevFiles"),
+     ("all", "1,1"), ("all", "GPU-cccc,GPU-cccc-3")],
 )  # fmt: skip
 def test_what_is_not_there_is_refused_and_what_is_there_named(
     selector: str, outer: str | None
@@ -65,6 +72,13 @@ def test_what_is_not_there_is_refused_and_what_is_there_named(
         chosen(selector, outer)
     assert "nothing was started" in caught.value.problem
     assert caught.value.exit_code == 69
+
+
+def test_the_beginning_of_several_uuids_is_refused() -> None:
+    twins = GpuReport(gpus=tuple(Gpu(index=i, uuid=f"GPU-aaaa-{i}") for i in (0, 1)))
+    with pytest.raises(Unavailable, match="2 GPUs have UUIDs that begin with 'GPU-aaaa'"):
+        resolve("GPU-aaaa", environ={}, report=twins)
+    assert [one.label for one in resolve("GPU-aaaa-1", environ={}, report=twins)] == ["1"]
 
 
 SCRIPT = """

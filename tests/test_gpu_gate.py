@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpuledger import gpu_rules as rules
-from gpuledger.gpu import Chosen, Gpu, GpuProcess, GpuReport
+from gpuledger.gpu import Gpu, GpuProcess, GpuReport
+from gpuledger.gpu_choice import Chosen
 from gpuledger.gpu_gate import LOST_S, GateOptions, GpuGate, Turn
 from gpuledger.gpu_watch import GpuWatch, Holder, WatchedGpu, holders_of, watched
 from gpuledger.model import GpuView
@@ -56,6 +57,20 @@ def seen(
 def test_a_gpu_is_free_when(gpu: WatchedGpu, free_mib: int | None, why: str | None) -> None:
     found = rules.not_free(gpu, ours={ME}, free_mib=free_mib)
     assert found is None if why is None else why in (found or "")
+
+
+def test_free_is_what_the_driver_calls_so() -> None:
+    gpu = replace(seen(used=4000), free_mib=19000)  # the driver keeps 1000 for itself
+    assert rules.not_free(gpu, ours=(), free_mib=19000) is None
+    assert "has 20 GB of 25 GB free" in (rules.not_free(gpu, ours=(), free_mib=19500) or "")
+
+
+def test_the_daemon_of_mps_is_nobodys_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Holder(pid=7, memory_mib=700, name="nvidia-cuda-mps-server")
+    monkeypatch.setattr("gpuledger.gpu_watch.holders_of", lambda gpu: (daemon,))
+    found = watched(CHOSEN, GpuReport(gpus=(replace(GPU, memory_used_mib=1200),)))
+    assert found.holders == ()
+    assert rules.unexplained(found) == 500
 
 
 def test_a_gpu_that_does_not_say_its_memory_is_not_free() -> None:

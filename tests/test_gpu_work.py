@@ -182,6 +182,19 @@ def test_a_gpu_that_comes_back_is_used_again(tmp_path: Path) -> None:
     assert status(tmp_path)["counts"]["completed"] == 2
 
 
+def test_a_gpu_whose_number_another_one_has_now_gets_no_task(tmp_path: Path) -> None:
+    env = environment(tmp_path, [SMALL, LARGE])
+    init(tmp_path, "record()\nwait_for('go')\n", "seeds = 2")
+    with worker("--gpu", "1", cwd=tmp_path, **env) as one:
+        wait_until(lambda: len(records(tmp_path / "record.jsonl")) == 1, because="not started")
+        describe(Path(env["FAKE_NVML"]), [LARGE, SMALL])  # one fell off the bus, another came
+        (tmp_path / "go").touch()
+        one.wait_for("the driver has another one in its place); claiming nothing")
+        one.send(signal.SIGTERM)
+        assert one.wait() == 130
+    assert len(records(tmp_path / "record.jsonl")) == 1
+
+
 def test_a_task_that_hangs_on_a_lost_gpu_is_ended(tmp_path: Path) -> None:
     env = environment(tmp_path, [LARGE])
     init(tmp_path, "record()\ntime.sleep(600)\n")
@@ -248,6 +261,18 @@ def test_the_most_memory_of_an_attempt_is_kept_and_shown(tmp_path: Path) -> None
 def test_where_processes_are_not_told_the_gpus_memory_counts(tmp_path: Path) -> None:
     env = environment(tmp_path, [FakeGpu(uuid="GPU-bbbb", state="denied", used_mib=600)])
     init(tmp_path, "allocate(3000)\nwait_for('go')\n", "seeds = 2")
+    with worker("--gpu", "0", cwd=tmp_path, **env) as one:
+        wait_until(
+            lambda: "3600" in json.dumps(status(tmp_path)["workers"]), because="it was not seen"
+        )
+        (tmp_path / "go").touch()
+        assert one.wait() == 0, one.text()
+    assert tasks(tmp_path)["exp_0_0"]["attempts"][0]["memory_peak_mib"] == 3600
+
+
+def test_where_a_process_is_told_with_no_memory_the_gpus_counts(tmp_path: Path) -> None:
+    env = environment(tmp_path, [FakeGpu(uuid="GPU-bbbb", state="boxed", used_mib=600)])
+    init(tmp_path, "allocate(3000)\nwait_for('go')\n")
     with worker("--gpu", "0", cwd=tmp_path, **env) as one:
         wait_until(
             lambda: "3600" in json.dumps(status(tmp_path)["workers"]), because="it was not seen"

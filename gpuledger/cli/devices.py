@@ -13,7 +13,8 @@ from gpuledger.errors import BadUsage, Unavailable
 
 if TYPE_CHECKING:
     from gpuledger.clock import Clock
-    from gpuledger.gpu import Chosen, GpuReport
+    from gpuledger.gpu import GpuReport
+    from gpuledger.gpu_choice import Chosen
     from gpuledger.gpu_gate import GpuGate
     from gpuledger.gpu_watch import GpuWatch
 
@@ -105,7 +106,8 @@ def gpu_devices(
         BadUsage: The options make no sense.
         Unavailable: There is no such GPU, or none is free.
     """
-    from gpuledger.gpu import list_gpus, resolve  # NVML is not touched without need
+    from gpuledger.gpu import list_gpus  # NVML is not touched without need
+    from gpuledger.gpu_choice import resolve
 
     if group and selector not in ("all", "free"):
         raise BadUsage(

@@ -24,9 +24,10 @@ class FakePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeGpu:
-    """One GPU; `state` is `ok`, `lost`, `denied` or `hangs`, see nvml.c.
+    """One GPU; for what `state` may be, see nvml.c.
 
-    `processes` are pairs of a process number and MiB, over those that use `ALLOCATE`.
+    `processes` are pairs of a process number and MiB, over those that use `ALLOCATE`; `clients`
+    are those of the daemon of MPS.
     """
 
     uuid: str
@@ -38,6 +39,7 @@ class FakeGpu:
     power_w: int = 100
     state: str = "ok"
     processes: tuple[tuple[int, int], ...] = ()
+    clients: tuple[tuple[int, int], ...] = ()
     parts: tuple[FakePart, ...] = ()
 
 
@@ -70,20 +72,22 @@ def environment(folder: Path, gpus: list[FakeGpu], *, name: str = "gpus") -> dic
     return {"LD_LIBRARY_PATH": str(folder), "FAKE_NVML": str(script)}
 
 
-def describe(script: Path, gpus: list[FakeGpu]) -> None:
+def describe(script: Path, gpus: list[FakeGpu], *, driver: int = 570) -> None:
     """Write the GPUs down; processes that see them notice at their next call."""
     draft = script.with_suffix(".draft")
-    draft.write_text("".join(_lines(gpu) for gpu in gpus), encoding="utf-8")
+    lines = "".join(_lines(gpu) for gpu in gpus) + f"driver {driver}\n"
+    draft.write_text(lines, encoding="utf-8")
     draft.replace(script)
 
 
 def _lines(gpu: FakeGpu) -> str:
-    used_mib = gpu.used_mib + sum(mib for _, mib in gpu.processes)
+    used_mib = gpu.used_mib + sum(mib for _, mib in gpu.processes + gpu.clients)
     lines = [
         f"gpu {gpu.uuid} {gpu.memory_mib} {used_mib} {gpu.utilisation_percent}"
         f" {gpu.temperature_c} {gpu.power_w} {gpu.state} {gpu.name}"
     ]
     lines += [f"proc {pid} {mib}" for pid, mib in gpu.processes]
+    lines += [f"mps {pid} {mib}" for pid, mib in gpu.clients]
     lines += [
         f"mig {part.uuid} {part.memory_mib} {part.used_mib} {part.name}" for part in gpu.parts
     ]

@@ -3,10 +3,23 @@
  *     gpu UUID MEMORY_MIB USED_MIB UTILISATION TEMPERATURE POWER_W STATE NAME...
  *     mig UUID MEMORY_MIB USED_MIB NAME...         an instance of the GPU above it
  *     proc PID USED_MIB                            on the GPU or instance above it
+ *     mps PID USED_MIB                             the same, a client of the MPS daemon
+ *     driver NUMBER                                a release with the quirks of its time (570)
  *
- * STATE is `ok`, `lost` (every question fails), `denied` (who computes there is not told) or
- * `hangs` (no question is answered until the file says something else). The library itself fails
- * to start when there is no such file.
+ * STATE is
+ *     ok
+ *     lost     every question fails; after that it stays lost until NVML was closed and opened
+ *     broken   every question fails with an error of no meaning
+ *     denied   who computes there is not told
+ *     hangs    no question is answered until the file says something else
+ *     split    MIG is on, with or without instances
+ *     unified  it has the machine's memory and none of its own (GB10)
+ *     numa     the operating system gives out its memory, and keeps some (GH200)
+ *     boxed    in a container: the memory of a process is told as 0
+ *
+ * The library itself fails to start when there is no such file. A driver before 510 lacks the
+ * third version of the list of processes and the second of the memory; one of 535 has lists of
+ * another form.
  *
  * A real process allocates with a file FAKE_NVML.held/INDEX-PID that holds a number of MiB: it is
  * on the list, and its memory in use, for as long as the process lives.
@@ -20,7 +33,7 @@
 
 enum {
     OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, TOO_SMALL = 7,
-    DRIVER_NOT_LOADED = 9, LOST = 15, MOST = 32, MOST_PROCS = 16, PARTS = 100
+    DRIVER_NOT_LOADED = 9, NO_FUNCTION = 13, LOST = 15, UNKNOWN = 999, RESERVED_MIB = 300, MOST = 32, MOST_PROCS = 16, PARTS = 100
 };
 
 typedef struct {
@@ -33,13 +46,16 @@ typedef struct {
     char uuid[80], state[16], name[80];
     unsigned memory, used, utilisation, temperature, power;
     int index, part; /* part is -1 for a whole GPU */
-    Process procs[MOST_PROCS];
-    unsigned proc_count;
+    Process procs[MOST_PROCS], clients[MOST_PROCS];
+    unsigned proc_count, client_count;
 } Gpu;
 
-static void add_proc(Gpu *g, unsigned pid, unsigned mib) {
-    if (g->proc_count == MOST_PROCS) return;
-    Process *p = &g->procs[g->proc_count++];
+static int opened, release = 570; /* how often NVML is open; the driver */
+static char went_away[MOST]; /* GPUs that this opening of NVML has seen lost */
+
+static void add_proc(Process *procs, unsigned *count, unsigned pid, unsigned mib) {
+    if (*count == MOST_PROCS) return;
+    Process *p = &procs[(*count)++];
     p->pid = pid;
     p->memory = (unsigned long long)mib << 20;
     p->instance = p->compute = 0xFFFFFFFF;
@@ -63,7 +79,8 @@ static void add_held(Gpu *gpus, int count) {
         for (int i = 0; got == 1 && i < count; i++)
             if (gpus[i].part < 0 && gpus[i].index == (int)index) {
                 gpus[i].used += mib;
-                add_proc(&gpus[i], pid, mib);
+                add_proc(gpus[i].procs, &gpus[i].proc_count, pid,
+                         strcmp(gpus[i].state, "boxed") ? mib : 0);
             }
     }
     closedir(dir);
@@ -75,6 +92,7 @@ static int load(Gpu *gpus) {
     FILE *file = path ? fopen(path, "r") : NULL;
     int count = 0, whole = 0, part = 0;
     if (!file) return -1;
+    release = 570;
     memset(gpus, 0, MOST * sizeof *gpus);
     while (count < MOST && fgets(line, sizeof line, file)) {
         Gpu *g = &gpus[count];
@@ -92,12 +110,23 @@ static int load(Gpu *gpus) {
             g->part = part++;
             count++;
         } else if (count && sscanf(line, "proc %u %u", &pid, &mib) == 2) {
-            add_proc(&gpus[count - 1], pid, mib);
+            add_proc(gpus[count - 1].procs, &gpus[count - 1].proc_count, pid, mib);
+        } else if (count && sscanf(line, "mps %u %u", &pid, &mib) == 2) {
+            add_proc(gpus[count - 1].clients, &gpus[count - 1].client_count, pid, mib);
+        } else {
+            sscanf(line, "driver %d", &release);
         }
     }
     fclose(file);
     add_held(gpus, count);
     return count;
+}
+
+static int parts(int index) {
+    Gpu gpus[MOST];
+    int count = load(gpus), found = 0;
+    for (int i = 0; i < count; i++) found += gpus[i].index == index && gpus[i].part >= 0;
+    return found;
 }
 
 static int find(void *handle, Gpu *gpu) {
@@ -114,20 +143,28 @@ static int find(void *handle, Gpu *gpu) {
         if (strcmp(gpu->state, "hangs") != 0) break;
         usleep(20000);
     }
-    return strcmp(gpu->state, "lost") == 0 ? LOST : OK;
+    if (strcmp(gpu->state, "lost") == 0) went_away[index] = 1;
+    if (strcmp(gpu->state, "broken") == 0) return UNKNOWN;
+    return went_away[index] ? LOST : OK;
 }
 
 int nvmlInitWithFlags(unsigned flags) {
     Gpu gpus[MOST];
     (void)flags;
-    return load(gpus) < 0 ? DRIVER_NOT_LOADED : OK;
+    if (load(gpus) < 0) return DRIVER_NOT_LOADED;
+    if (!opened++) memset(went_away, 0, sizeof went_away);
+    return OK;
 }
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
-int nvmlShutdown(void) { return OK; }
+int nvmlShutdown(void) {
+    opened -= opened > 0;
+    return OK;
+}
 
 const char *nvmlErrorString(int code) {
     if (code == LOST) return "GPU is lost";
     if (code == DRIVER_NOT_LOADED) return "Driver Not Loaded";
+    if (code == NO_FUNCTION) return "Function Not Found";
     if (code == NO_PERMISSION) return "Insufficient Permissions";
     return "Unknown Error";
 }
@@ -149,19 +186,41 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     return code == INVALID ? NOT_FOUND : code;
 }
 
+/* The first version counts what the driver has set aside as used. */
 int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
     Gpu gpu;
     int code = find(handle, &gpu);
+    if (code == OK && strcmp(gpu.state, "unified") == 0) return NOT_SUPPORTED;
+    if (code == OK && strcmp(gpu.state, "split") == 0 && gpu.part < 0) return NO_PERMISSION;
     memory[0] = (unsigned long long)gpu.memory << 20; /* total, free, used */
-    memory[2] = (unsigned long long)gpu.used << 20;
+    memory[2] = (unsigned long long)(gpu.used + RESERVED_MIB) << 20;
     memory[1] = memory[0] - memory[2];
     return code;
+}
+
+int nvmlDeviceGetMemoryInfo_v2(void *handle, unsigned long long *memory) {
+    Gpu gpu;
+    int code = nvmlDeviceGetMemoryInfo(handle, memory + 1);
+    if (release < 510) return NO_FUNCTION;
+    if (code != OK) return code;
+    find(handle, &gpu);
+    memory[3] = memory[2]; /* version, total, reserved, free, used */
+    memory[2] = (unsigned long long)RESERVED_MIB << 20;
+    memory[4] = (unsigned long long)gpu.used << 20;
+    return OK;
+}
+
+int nvmlDeviceGetNumaNodeId(void *handle, unsigned *node) {
+    Gpu gpu;
+    int code = find(handle, &gpu);
+    *node = 1;
+    return code == OK && strcmp(gpu.state, "numa") ? NOT_SUPPORTED : code;
 }
 
 int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
     Gpu gpu;
     int code = find(handle, &gpu);
-    if (code == OK && gpu.part >= 0) return NOT_SUPPORTED;
+    if (code == OK && (gpu.part >= 0 || parts(gpu.index))) return NOT_SUPPORTED;
     rates[0] = gpu.utilisation;
     rates[1] = 0;
     return code;
@@ -171,6 +230,7 @@ int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *celsius) {
     Gpu gpu;
     int code = find(handle, &gpu);
     (void)sensor;
+    if (code == OK && gpu.part >= 0) return INVALID;
     *celsius = gpu.temperature;
     return code;
 }
@@ -178,6 +238,7 @@ int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *celsius) {
 int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts) {
     Gpu gpu;
     int code = find(handle, &gpu);
+    if (code == OK && gpu.part >= 0) return NOT_SUPPORTED;
     *milliwatts = gpu.power * 1000;
     return code;
 }
@@ -201,30 +262,37 @@ int nvmlDeviceGetName(void *handle, char *name, unsigned length) {
     return code;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *procs) {
+static int list(void *handle, unsigned *count, Process *procs, int clients) {
     Gpu gpu;
     int code = find(handle, &gpu);
     if (code != OK) return code;
     if (strcmp(gpu.state, "denied") == 0) return NO_PERMISSION;
-    unsigned room = *count;
-    *count = gpu.proc_count;
-    if (!gpu.proc_count) return OK;
-    if (!procs || room < gpu.proc_count) return TOO_SMALL;
-    memcpy(procs, gpu.procs, gpu.proc_count * sizeof *procs);
+    unsigned room = *count, found = clients ? gpu.client_count : gpu.proc_count;
+    *count = found;
+    if (!found) return OK;
+    if (!procs || room < found) return TOO_SMALL;
+    memcpy(procs, clients ? gpu.clients : gpu.procs, found * sizeof *procs);
+    if (release == 535 && found > 1) { /* the second one begins 8 bytes later than callers think */
+        memmove((char *)&procs[1] + 8, &procs[1], sizeof *procs - 8);
+        memset(&procs[1], 0, 8);
+    }
     return OK;
 }
 
-static int parts(int index) {
-    Gpu gpus[MOST];
-    int count = load(gpus), found = 0;
-    for (int i = 0; i < count; i++) found += gpus[i].index == index && gpus[i].part >= 0;
-    return found;
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *procs) {
+    return release < 510 ? NO_FUNCTION : list(handle, count, procs, 0);
+}
+int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, Process *procs) {
+    return list(handle, count, procs, 0);
+}
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *handle, unsigned *count, Process *procs) {
+    return release < 510 ? NO_FUNCTION : list(handle, count, procs, 1);
 }
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     Gpu gpu;
     int code = find(handle, &gpu);
-    *current = *pending = code == OK && parts(gpu.index) > 0;
+    *current = *pending = code == OK && (parts(gpu.index) > 0 || !strcmp(gpu.state, "split"));
     return code;
 }
 
