@@ -154,6 +154,8 @@ class Driver:
                 raise _NoDriver("nvidia-ml-py is not installed") from error
             try:
                 pynvml.nvmlInit()
+            except pynvml.NVMLError_LibraryNotFound as error:
+                raise _NoDriver("no NVIDIA driver is installed") from error
             except pynvml.NVMLError as error:
                 raise _NoDriver(f"the NVIDIA driver does not answer ({error})") from error
             self._nvml = pynvml

@@ -158,8 +158,11 @@ def _not_there(
 ) -> Unavailable:
     if not visible:
         return _nothing_there(report, environ)
+    outer = environ.get("CUDA_VISIBLE_DEVICES")
+    limited = "" if outer is None else f"; CUDA_VISIBLE_DEVICES={outer!a} hides any others"
     return Unavailable(
-        f"there is no GPU {name!a} here; nothing was started", hint=_those(visible, report)
+        f"there is no GPU {name!a} here; nothing was started",
+        hint=f"{_those(visible, report)}{limited}",
     )
 
 

@@ -30,7 +30,7 @@ from gpuledger.model import (
     settings_from_json,
 )
 from gpuledger.origin import Packages, origin_from, packages_from
-from gpuledger.resources import no_worker_fits
+from gpuledger.resources import misfit, no_worker_fits
 from gpuledger.why import LiveWorker, Waiting
 
 PAGE = 2000
@@ -298,8 +298,8 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
     sweeps = db.execute(
         "SELECT * FROM sweep WHERE :only IS NULL OR id = :only ORDER BY id", {"only": only}
     ).fetchall()
-    able = able_workers(db)
-    views = tuple(_sweep_view(db, row, able) for row in sweeps)
+    live = live_workers(db)
+    views = tuple(_sweep_view(db, row, live) for row in sweeps)
     recent = db.execute(
         "SELECT COUNT(*) AS n FROM attempt WHERE outcome = 'completed' AND ended_at > ?",
         (now - HOUR_S,),
@@ -319,7 +319,7 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
 
 
 def _sweep_view(
-    db: sqlite3.Connection, row: sqlite3.Row, able: Sequence[WorkerIdentity]
+    db: sqlite3.Connection, row: sqlite3.Row, live: Sequence[WorkerIdentity]
 ) -> SweepView:
     counts = {
         count["state"]: count["n"]
@@ -332,17 +332,20 @@ def _sweep_view(
         created_at=row["created_at"],
         paused=row["paused"],
         mean_s=mean_s,
-        misfit=_misfit(row, counts, able),
+        misfit=_misfit(row, counts, live),
     )
 
 
 def _misfit(
-    row: sqlite3.Row, counts: Mapping[str, int], able: Sequence[WorkerIdentity]
+    row: sqlite3.Row, counts: Mapping[str, int], live: Sequence[WorkerIdentity]
 ) -> str | None:
-    """Return why no worker takes the pending tasks of a sweep, as far as what it needs goes."""
+    """Return why no worker takes the pending tasks of a sweep, as far as what it needs goes.
+
+    One that stands back has what it has: it says itself why it claims nothing.
+    """
     if not counts.get("pending") or row["paused"] is not None:
         return None
-    return no_worker_fits(settings_from_json(row["settings"]), able)
+    return no_worker_fits(settings_from_json(row["settings"]), live)
 
 
 def _worker_views(db: sqlite3.Connection) -> list[WorkerView]:
@@ -547,16 +550,18 @@ def waiting(db: sqlite3.Connection, name: str, *, lease_s: float, now: float) ->
         return None
     holder = db.execute("SELECT name FROM worker WHERE nonce = ?", (row["held_by"],)).fetchone()
     sweep = db.execute("SELECT paused FROM sweep WHERE id = ?", (row["sweep_id"],)).fetchone()
+    needs, live = settings_from_json(row["settings"]), live_workers(db)
+    fit = {worker.nonce for worker in live if misfit(needs, worker) is None}
     return Waiting(
         sweep=row["sweep"],
         paused=sweep["paused"],
         held_by=None if row["held_by"] is None else holder["name"] if holder else "a worker",
         past=past_failures(db, row["id"], row["forgiven_until"], now=now),
-        avoid_s=settings_from_json(row["settings"]).avoid_s,
+        avoid_s=needs.avoid_s,
         ahead=_ahead(db, row),
-        misfit=no_worker_fits(settings_from_json(row["settings"]), able_workers(db)),
+        misfit=no_worker_fits(needs, live),
         lease_s=lease_s,
-        workers=tuple(_live_workers(db)),
+        workers=tuple(w for w in _live_workers(db) if w.nonce in fit or not fit),
     )
 
 

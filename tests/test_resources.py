@@ -211,6 +211,20 @@ def test_a_failed_task_is_not_kept_for_a_worker_that_stands_back(tmp_path: Path)
     assert isinstance(ledger.claim(mine), NothingToDo)
 
 
+def test_who_has_what_a_sweep_needs_but_stands_back_is_waited_for(tmp_path: Path) -> None:
+    ledger, _ = ledger_of(tmp_path)
+    ledger.add_sweep(spec(points=1, min_memory_mib=40000))
+    ledger.register(on_gpu())
+    assert ledger.snapshot().sweeps[0].misfit is not None
+    large = ledger.register(on_gpu("large", memory=80000))
+    ledger.stand_back(large.nonce, "GPU 0 is in use")
+    assert ledger.snapshot().sweeps[0].misfit is None
+    waiting = ledger.waiting("exp_0_0")
+    assert waiting is not None
+    assert waiting.misfit is None
+    assert [worker.name for worker in waiting.workers] == ["alpha:large"]  # not who never may
+
+
 def test_a_sweep_that_fails_on_all_who_may_run_it_is_paused(tmp_path: Path) -> None:
     ledger, _ = ledger_of(tmp_path)
     ledger.add_sweep(spec(points=9, gpu_name="T4", pause_after=2, max_attempts=1))
