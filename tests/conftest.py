@@ -1,13 +1,25 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several test files use, and what every test may rest on."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gpuledger.ledger import Ledger
 from tests.helpers import ManualClock
+
+# A busy machine is no failure: what is slow there is not what these tests are about.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("tests")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
