@@ -18,13 +18,11 @@ settings.register_profile(
 settings.load_profile("tests")
 
 # `nohup` and a shell's `&` start programs that ignore some signals, and children inherit that.
-for number, default in {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGHUP: signal.SIG_DFL,
-    signal.SIGTSTP: signal.SIG_DFL,
-}.items():
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP):
     if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, default)
+        signal.signal(number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
