@@ -627,7 +627,7 @@ class Snapshot:
         failures: The latest first, at most 200, one a task.
         more_failures: There are older ones that are left out.
         eta_s: Seconds until nothing is left, or None when unknown.
-        ended_last_hour: Attempts that ended well within the last hour.
+        per_hour: Tasks completed an hour, over the last one or since it began.
         unreachable: Why the ledger could not be read this time (the rest is the last good
             answer), or None.
     """
@@ -640,7 +640,7 @@ class Snapshot:
     failures: tuple[FailureView, ...] = ()
     more_failures: bool = False
     eta_s: float | None = None
-    ended_last_hour: int = 0
+    per_hour: float = 0.0
     unreachable: str | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpuledger import chosen
 from gpuledger.errors import UnknownTask
+from gpuledger.eta import with_etas
 from gpuledger.heartbeat import Beat, beat_path, read_sign_of_life
 from gpuledger.model import (
     AttemptRecord,
@@ -56,7 +57,11 @@ TRACEBACKS_SHOWN = 20
 RECENT_FAILURES = 2000
 """Failures that were made good since are passed over; so many are looked at."""
 
+MINUTE_S = 60.0
 HOUR_S = 3600.0
+
+RATED = 10_000
+"""The rate is that of so many tasks at most, so that it costs the same in any ledger."""
 
 
 def task_name(sweep: str, point: int, seed: int) -> str:
@@ -300,10 +305,6 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
     ).fetchall()
     live = live_workers(db)
     views = tuple(_sweep_view(db, row, live) for row in sweeps)
-    recent = db.execute(
-        "SELECT COUNT(*) AS n FROM attempt WHERE outcome = 'completed' AND ended_at > ?",
-        (now - HOUR_S,),
-    ).fetchone()["n"]
     counts = sum((view.counts for view in views), Counts())
     failures, more_failures = _latest_failures(db, only, failed=counts.failed)
     return Snapshot(
@@ -314,7 +315,7 @@ def snapshot(db: sqlite3.Connection, *, folder: Path, sweep: str | None, now: fl
         workers=tuple(_worker_views(db)),
         failures=failures,
         more_failures=more_failures,
-        ended_last_hour=recent,
+        per_hour=_per_hour(db, only, now=now),
     )
 
 
@@ -334,6 +335,34 @@ def _sweep_view(
         mean_s=mean_s,
         misfit=_misfit(row, counts, live),
     )
+
+
+COMPLETED_OF = {
+    False: "outcome = 'completed'",
+    True: "outcome = 'completed' AND (SELECT sweep_id FROM task WHERE id = task_id) = :only",
+}
+
+
+def _per_hour(db: sqlite3.Connection, only: int | None, *, now: float) -> float:
+    """Return the rate of completed tasks over the last hour, or since the first of it began."""
+    completed = COMPLETED_OF[only is not None]
+    values = {"only": only, "since": now - HOUR_S, "most": RATED}
+    count, first_at = db.execute(
+        "SELECT COUNT(*), MIN(ended_at) FROM (SELECT ended_at FROM attempt"
+        f" WHERE {completed} AND ended_at > :since ORDER BY ended_at DESC LIMIT :most)",
+        values,
+    ).fetchone()
+    if not count:
+        return 0.0
+    began_at: float = first_at
+    if count < RATED:  # all of that hour: the time before the first of them ended counts, too
+        began_at = db.execute(
+            f"SELECT started_at FROM attempt WHERE {completed} AND ended_at >= :first"
+            " ORDER BY ended_at LIMIT 1",
+            {**values, "first": first_at},
+        ).fetchone()["started_at"]
+    hours = min(max(now - began_at, MINUTE_S), HOUR_S) / HOUR_S
+    return float(count / hours)
 
 
 def _misfit(
@@ -446,15 +475,12 @@ def _failure_view(db: sqlite3.Connection, row: sqlite3.Row, *, whole: bool) -> F
 
 
 def with_signs_of_life(bare: Snapshot, folder: Path, *, now: float) -> Snapshot:
-    """Add what the workers' own files say (elapsed time, progress, GPUs), and the ETA."""
+    """Add what the workers' own files say (elapsed time, progress, GPUs), and what is left."""
     workers = []
     for view in bare.workers:
         beat, age_s = read_sign_of_life(beat_path(folder, view.name, view.nonce), now=now)
         workers.append(_alive(view, beat, age_s))
-    sweeps = tuple(replace(view, eta_s=_eta_s(view, workers)) for view in bare.sweeps)
-    known = [view.eta_s for view in sweeps if view.counts.remaining and view.paused is None]
-    eta_s = None if not known or None in known else sum(eta for eta in known if eta is not None)
-    return replace(bare, workers=tuple(workers), sweeps=sweeps, eta_s=eta_s)
+    return with_etas(replace(bare, workers=tuple(workers)))
 
 
 def _alive(view: WorkerView, beat: Beat | None, age_s: float | None) -> WorkerView:
@@ -470,19 +496,6 @@ def _alive(view: WorkerView, beat: Beat | None, age_s: float | None) -> WorkerVi
         total=beat.total,
         metrics=beat.metrics,
     )
-
-
-def _eta_s(view: SweepView, workers: Sequence[WorkerView]) -> float | None:
-    """Mean duration × what is left ÷ workers; the running tasks count with what they still need."""
-    if not view.counts.remaining:
-        return 0.0
-    if view.mean_s is None or not workers:
-        return None
-    running = [
-        worker for worker in workers if worker.task and worker.task.rsplit("_", 2)[0] == view.name
-    ]
-    left_s = sum(max(view.mean_s - (worker.elapsed_s or 0.0), 0.0) for worker in running)
-    return (left_s + view.counts.pending * view.mean_s) / len(workers)
 
 
 def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:

@@ -33,6 +33,7 @@ RANK = {
     "store": 2,
     "chosen": 2,
     "why": 2,
+    "eta": 2,
     "results": 2,
     "parquet": 3,
     "steps": 3,

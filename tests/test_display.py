@@ -234,7 +234,7 @@ def busy() -> Snapshot:
         workers=workers,
         failures=failures,
         eta_s=4800.0,
-        ended_last_hour=42,
+        per_hour=42.0,
     )
 
 
@@ -288,7 +288,7 @@ def all_done() -> Snapshot:
         sweeps=(sweep,),
         failures=(failure("resnet-lr_7_0", state=TaskState.FAILED, failures=3),),
         eta_s=0.0,
-        ended_last_hour=12,
+        per_hour=12.0,
     )
 
 
@@ -897,7 +897,7 @@ SNAPSHOTS = st.builds(
     workers=st.lists(WORKERS, max_size=6).map(tuple),
     failures=st.lists(FAILURES, max_size=6).map(tuple),
     eta_s=st.none() | st.floats(),
-    ended_last_hour=st.integers(0, 10**6),
+    per_hour=st.floats(),
     unreachable=st.none() | ANYTHING,
 )
 ATTEMPTS = st.builds(

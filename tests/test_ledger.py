@@ -570,6 +570,41 @@ def test_the_eta_counts_what_is_left_over_the_workers(ledger: Ledger) -> None:
     assert [worker.task for worker in snapshot.workers] == ["exp_1_0", "exp_2_0"]
 
 
+def test_the_rate_is_that_of_the_last_hour_or_of_the_time_since_the_first_began(
+    ledger: Ledger, clock: ManualClock
+) -> None:
+    ledger.add_sweep(spec(points=6))
+    ledger.add_sweep(spec(name="other", points=1, priority=-1))
+    worker = ledger.register(identity())
+    assert ledger.snapshot().per_hour == 0
+    for _ in range(3):
+        token = claim(ledger, worker).token
+        clock.advance(300.0)
+        ledger.complete(token, duration_s=300.0)
+
+    assert ledger.snapshot().per_hour == pytest.approx(12.0)
+    assert ledger.snapshot(sweep="exp").per_hour == pytest.approx(12.0)
+    assert ledger.snapshot(sweep="other").per_hour == 0
+
+    clock.advance(3600.0 - 400.0)
+    assert ledger.snapshot().per_hour == pytest.approx(2.0)  # of the last hour; one is older
+
+
+def test_the_rate_of_many_tasks_is_that_of_the_latest(
+    ledger: Ledger, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuledger.queries.RATED", 2)
+    ledger.add_sweep(spec(points=3))
+    worker = ledger.register(identity())
+    for pause_s in (600.0, 600.0, 60.0):
+        token = claim(ledger, worker).token
+        clock.advance(pause_s)
+        ledger.complete(token, duration_s=pause_s)
+    clock.advance(60.0)
+
+    assert ledger.snapshot().per_hour == pytest.approx(2 / (120 / 3600))
+
+
 def test_failures_are_shown_until_they_are_mended(ledger: Ledger) -> None:
     ledger.add_sweep(spec(points=2, max_attempts=1))
     worker = ledger.register(identity())

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from gpuledger.display.cells import cut
@@ -17,6 +18,10 @@ from gpuledger.model import COUNTED_AS_FAILURE, FailureView, TaskState
 CAUSES_SHOWN = 5
 TRACEBACK_LINES = 6
 LINE_CHARS = 1000
+
+LEAST_NAME = 20
+NAME_END = 6
+"""Of a task's name `_42_1` tells it from the others."""
 
 VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """What differs between two occurrences of the same error: addresses, sizes, numbers of files."""
@@ -143,16 +148,23 @@ def _latest_line(failure: FailureView, tasks: int, now: float, width: int) -> Te
     counted = failure.outcome in COUNTED_AS_FAILURE
     attempt = attempt_text(max(failure.failures, 1), failure.max_attempts)
     which = f", {attempt if counted else 'not counted'}, "
-    where = (
-        f"{'latest ' if tasks > 1 else ''}{one_line(failure.task)} on {one_line(failure.worker)}"
-    )
     when = f", {moment(failure.ended_at, now=now)}"
     room = max(width - len(afterwards), width // 2)
-    line = Text(cut(f"  {where}{which}", room, keep_end=len(which)))
+    where = _place(failure, "  latest " if tasks > 1 else "  ", room - len(which))
+    line = Text(cut(f"{where}{which}", room, keep_end=len(which)))
     line.append(cut(afterwards, width - line.cell_len), style=style)
     if line.cell_len + len(when) <= width:
         line.append(when, style="dim")
     return line
+
+
+def _place(failure: FailureView, before: str, width: int) -> str:
+    """Return task and worker; in a narrow place the worker goes before the task's name does."""
+    name, on = one_line(failure.task), f" on {one_line(failure.worker)}"
+    room = width - cell_len(before)
+    if cell_len(name) + cell_len(on) > room and room - cell_len(on) < LEAST_NAME:
+        on = ""
+    return f"{before}{cut(name, room - cell_len(on), keep_end=NAME_END)}{on}"
 
 
 def _traceback_end(failure: FailureView, error: str, width: int) -> list[Text]:

@@ -11,7 +11,7 @@ from gpuledger.display.cells import cut, flow, wrap
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.failures import failure_lines
 from gpuledger.display.sweeps import state_texts, sweep_lines
-from gpuledger.display.text import MINUTE_S, duration, instant, one_line, several
+from gpuledger.display.text import MINUTE_S, duration, instant, number, one_line, several
 from gpuledger.display.workers import is_idle_gpu, worker_lines
 from gpuledger.model import Snapshot, TaskState
 
@@ -124,8 +124,8 @@ def count_texts(snapshot: Snapshot) -> list[Text]:
     idle = sum(is_idle_gpu(worker, claimable(snapshot)) for worker in snapshot.workers)
     if idle:
         parts.append(Text(f"{several(idle, 'GPU worker')} idle", style="bold yellow"))
-    if snapshot.ended_last_hour > 0:
-        parts.append(Text(f"{snapshot.ended_last_hour}/h"))
+    if snapshot.per_hour > 0:
+        parts.append(Text(f"{number(snapshot.per_hour, digits=2)}/h"))
     begun = [sweep.created_at for sweep in snapshot.sweeps if sweep.counts.remaining]
     elapsed_s = snapshot.taken_at - min(begun, default=snapshot.taken_at)
     if elapsed_s >= MINUTE_S:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from gpuledger.display.bars import STATE_STYLES, state_bar
@@ -14,6 +15,9 @@ from gpuledger.model import Counts, SweepView, TaskState
 
 BAR_CELLS = 60
 LEAST_BAR_CELLS = 8
+
+LEAST_REASON = 40
+"""So much of why a sweep is paused is worth more than how to go on."""
 
 
 def sweep_lines(sweeps: Sequence[SweepView], *, width: int, limit: int | None) -> list[Text]:
@@ -103,8 +107,10 @@ def _left(sweep: SweepView) -> Cell | None:
 def _paused_line(sweep: SweepView, width: int) -> Text:
     why = f"  paused: {one_line(sweep.paused or '')}"
     hint = f"  (gpuledger resume {one_line(sweep.name)})"
-    line = Text().append(cut(why, width), style="yellow")
-    return line.append(hint, style="dim") if line.cell_len + len(hint) <= width else line
+    room = width - cell_len(hint)
+    if room < min(cell_len(why), LEAST_REASON):
+        return Text(cut(why, width), style="yellow")
+    return Text().append(cut(why, room), style="yellow").append(hint, style="dim")
 
 
 def _misfit_line(sweep: SweepView, width: int) -> Text:
