@@ -25,6 +25,7 @@ from gpuledger.clock import Clock
 from gpuledger.diary import FOLDER as DIARIES
 from gpuledger.errors import LedgerDamaged, LedgerError, LedgerUnreachable
 from gpuledger.locks import try_lock
+from gpuledger.modes import make_folder, open_file
 from gpuledger.store import Store, connect
 
 FOLDER = "backups"
@@ -79,13 +80,18 @@ def take(store: Store, *, clock: Clock) -> Backup:
             backup = _put(copy, folder, clock.now(), epoch, change)
         _note_latest(folder, backup, counter, took_s=clock.boottime() - began_s)
         prune(folder)
-    except OSError as error:
+    except (OSError, _NoRoom) as error:
+        why = f"{tempfile.gettempdir()} is full" if isinstance(error, _NoRoom) else error.strerror
         raise LedgerUnreachable(
-            f"no backup of ledger {store.folder} could be made: {error.strerror or error}; "
+            f"no backup of ledger {store.folder} could be made: {why or error}; "
             "the ledger itself is as it was",
-            hint="free some space there and in this machine's temporary folder",
+            hint="free some space there and in this machine's temporary folder (TMPDIR)",
         ) from error
     return backup
+
+
+class _NoRoom(Exception):
+    """This machine's temporary folder is full."""
 
 
 def examine(path: Path) -> str | None:
@@ -203,7 +209,12 @@ class Keeper:
 def _copy(db: sqlite3.Connection, path: Path) -> tuple[int, int]:
     row = db.execute("SELECT epoch, seq FROM ledger").fetchone()
     with closing(connect(path, vfs="vfs=unix")) as copy:
-        db.backup(copy)
+        try:
+            db.backup(copy)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+            raise _NoRoom from error  # only the copy is written
     return int(row["epoch"]), int(row["seq"])
 
 
@@ -236,17 +247,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder within the ledger's, open to whom that is open to."""
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-        folder.chmod(folder.parent.stat().st_mode & 0o7777)
-
-
 def _note_latest(folder: Path, backup: Backup, counter: int | None, *, took_s: float) -> None:
     """Rewrite in place: others look at this file, and a replaced one is seen late on NFS."""
     text = json.dumps({"name": backup.path.name, "took_s": took_s, "counter": counter})
-    descriptor = os.open(folder / LATEST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    descriptor = open_file(folder / LATEST, os.O_WRONLY)
     try:
         os.pwrite(descriptor, text.encode().ljust(256), 0)
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpuledger.heartbeat import beat_path
 from gpuledger.model import Claim, Ending, Token, WorkerIdentity, ending_from
+from gpuledger.modes import make_folder, open_file
 
 FOLDER = "diaries"
 LONGEST_LINE_BYTES = 1 << 20
@@ -76,10 +77,8 @@ class Diary:
         values = {**line, "worker": asdict(worker)} if worker is not None else line
         text = json.dumps(values, default=str).encode() + b"\n"
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(exist_ok=True)
-            descriptor = os.open(
-                self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640
-            )
+            make_folder(self.path.parent)
+            descriptor = open_file(self.path, os.O_WRONLY | os.O_APPEND)
             try:
                 os.write(descriptor, text)
             finally:

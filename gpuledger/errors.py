@@ -102,7 +102,7 @@ class LedgerDamaged(LedgerError):
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(
-            f"ledger {path} is damaged: {detail}; nothing was changed",
+            f"ledger {path} is damaged: {' '.join(detail.split())}; nothing was changed",
             hint="run 'gpuledger recover': it restores the newest good backup and what the workers "
             "recorded since, and keeps the damaged files",
         )

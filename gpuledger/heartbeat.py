@@ -21,6 +21,7 @@ from typing import Any
 
 from gpuledger.clock import Clock
 from gpuledger.model import GpuView
+from gpuledger.modes import open_file
 
 RECORD_BYTES = 4096
 MAGIC = b"gpuledger-beat-1 "
@@ -119,8 +120,7 @@ class HeartbeatFile:
 
         Closing flushes it to the server on NFS, and reports what went wrong there.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o660)
+        descriptor = open_file(self.path, os.O_WRONLY)
         try:
             if os.pwrite(descriptor, encode(beat), 0) != RECORD_BYTES:
                 raise OSError("the file system took only a part of the record")

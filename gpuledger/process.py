@@ -45,6 +45,7 @@ from gpuledger.guard import (
     read_process,
     send,
 )
+from gpuledger.modes import open_file
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -281,7 +282,7 @@ def start(
         CannotStart: The command (or the folder) is wrong, or the machine has no room for it.
         OSError: The log cannot be written; nothing was started.
     """
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    output = open_file(log, os.O_WRONLY | os.O_APPEND)
     try:
         popen = _popen(
             _with_python(argv, env),

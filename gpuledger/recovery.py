@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 from collections import defaultdict
@@ -23,10 +24,17 @@ from gpuledger import claims, endings, queries, schema
 from gpuledger.backups import Backup, examine, existing, sync_folder
 from gpuledger.clock import Clock
 from gpuledger.diary import Entry, read_diaries
-from gpuledger.errors import LeaseLost, LedgerDamaged, Unavailable
-from gpuledger.locks import OuterLock
+from gpuledger.errors import (
+    LeaseLost,
+    LedgerDamaged,
+    LedgerUnreachable,
+    NotAllowed,
+    Unavailable,
+)
+from gpuledger.locks import LOCK_FILE, OuterLock
 from gpuledger.model import Ending, Outcome, WorkerIdentity
-from gpuledger.store import DB_FILE, JOURNAL_FILE, connect
+from gpuledger.modes import make_folder, open_file
+from gpuledger.store import CONDEMNED, DB_FILE, JOURNAL_FILE, MISSING, connect
 
 DAMAGED = "damaged"
 NEW_FILE = "ledger.db.recovered"
@@ -82,7 +90,26 @@ def recover(
     Raises:
         Unavailable: There is no good backup; nothing was changed.
         LedgerBusy: Somebody works with the ledger all the time; nothing was changed.
+        LedgerUnreachable: The file system failed; nothing is lost, the next try goes on.
     """
+    try:
+        os.close(open_file(folder / LOCK_FILE, os.O_RDWR))  # somebody may have removed it
+        return _recover_alone(folder, clock=clock, source=source, force=force)
+    except (OSError, sqlite3.OperationalError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, PermissionError):
+            raise NotAllowed(
+                f"ledger {folder} cannot be restored by you ({why}); nothing was changed",
+                hint="ask its owner",
+            ) from error
+        raise LedgerUnreachable(
+            f"ledger {folder} could not be restored ({why}); its files are all still there",
+            hint="free some space, look at the mount (df, mount), then try again: it goes on",
+        ) from error
+
+
+def _recover_alone(folder: Path, *, clock: Clock, source: Path | None, force: bool) -> Recovery:
+    """Do it under the ledger's lock."""
     lock = OuterLock(folder, clock)
     deadline_s = clock.boottime() + LOCK_TIMEOUT_S
     with lock.hold(operation="recover", timeout_s=LOCK_TIMEOUT_S, deadline_s=deadline_s):
@@ -93,8 +120,8 @@ def recover(
         new = folder / NEW_FILE
         for leftover in (new, folder / f"{NEW_FILE}-journal"):  # of a recovery that was killed
             leftover.unlink(missing_ok=True)
+        os.close(open_file(new, os.O_RDWR))
         shutil.copyfile(backup.path, new)
-        shutil.copymode(folder / "ledger.lock", new)
         replayed, epoch = _rebuild(new, folder)
         quarantine = _quarantine(folder, clock)
         new.rename(folder / DB_FILE)
@@ -114,11 +141,14 @@ def diagnose(folder: Path) -> str | None:
     """Return what is wrong with the ledger's file, or None; the caller holds the lock."""
     path = folder / DB_FILE
     if not path.exists():
-        return "its file is missing"
+        return MISSING
     try:
         with closing(connect(path, vfs="vfs=unix-excl")) as db:
-            if schema.version(db) > len(schema.MIGRATIONS):
+            version = schema.version(db)
+            if version > len(schema.MIGRATIONS):
                 return None  # a newer gpuledger's: not for this one to judge
+            if version < 0:
+                return CONDEMNED
     except sqlite3.Error as error:
         return str(error)
     return examine(path)
@@ -240,6 +270,7 @@ def _rebuild(new: Path, folder: Path) -> tuple[Replayed, int]:
     with closing(connect(new, vfs="vfs=unix-excl")) as db:
         db.execute("PRAGMA journal_mode = DELETE")  # leaves no journal beside the new name
         db.execute("BEGIN IMMEDIATE")
+        schema.absolve(db)  # what an operator saved from a condemned file
         schema.migrate(db)
         replayed = replay(db, read_diaries(folder))
         latest = max([backup.epoch for backup in existing(folder)] + _epochs_noted(folder))
@@ -261,7 +292,8 @@ def _quarantine(folder: Path, clock: Clock) -> Path:
     while target.exists():
         ordinal += 1
         target = folder / DAMAGED / f"{stamp}-{ordinal}"
-    target.mkdir(parents=True)
+    make_folder(target.parent)
+    make_folder(target)
     for name in (DB_FILE, JOURNAL_FILE):
         if (folder / name).exists():
             (folder / name).rename(target / name)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpuledger.clock import Clock
 from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
+from gpuledger.modes import make_folder
 from gpuledger.process import CannotStart, Exit, Hurry, RunningTask, oom_kill_count, start
 from gpuledger.reports import read_last
 from gpuledger.signals import Signals
@@ -156,7 +157,9 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
         LeaseGone: The worker was found dead meanwhile; nothing is to be recorded.
         OSError: Its files cannot be made; nothing was started.
     """
-    files.task_dir.mkdir(parents=True, exist_ok=True)
+    task_dir = files.task_dir
+    for folder in (task_dir.parent.parent, task_dir.parent, task_dir):
+        make_folder(folder)
     began_s = around.clock.boottime()
     ooms = oom_kill_count()
     settings = claim.settings

@@ -228,8 +228,21 @@ MIGRATIONS: tuple[Migration, ...] = (V1, V2)
 
 
 def version(db: sqlite3.Connection) -> int:
-    """Return the number of migrations this database has seen; 0 means it is empty."""
+    """Return the number of migrations this database has seen; 0 means it is empty.
+
+    A negative number is that of one that was found damaged: see `condemn`.
+    """
     return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def condemn(db: sqlite3.Connection) -> None:
+    """Mark a damaged database, so that everyone who opens it from now on is told."""
+    db.execute(f"PRAGMA user_version = {-abs(version(db))}")
+
+
+def absolve(db: sqlite3.Connection) -> None:
+    """Take the mark away from one whose damage was repaired."""
+    db.execute(f"PRAGMA user_version = {abs(version(db))}")
 
 
 def migrate(db: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -18,7 +18,6 @@ import errno
 import os
 import secrets
 import sqlite3
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -39,9 +38,10 @@ from gpuledger.errors import (
     NotAllowed,
     Unavailable,
 )
-from gpuledger.locks import LOCK_FILE, TURN_FILE, OuterLock
+from gpuledger.locks import GUARDED_FILE, LOCK_FILE, TURN_FILE, OuterLock
+from gpuledger.modes import open_file
 
-DB_FILE = "ledger.db"
+DB_FILE = GUARDED_FILE
 JOURNAL_FILE = "ledger.db-journal"
 
 T = TypeVar("T")
@@ -50,6 +50,9 @@ Work = Callable[[sqlite3.Connection], T]
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables; RETURNING is older
 OPERATIONS_KEPT = 4096
 SMALLEST_CROWD = 8
+
+MISSING = "its file is missing"
+CONDEMNED = "a check after a crash found it so"
 
 HOLD_BUDGET_S = 15.0
 """Longest hold of a worker's transaction, its machine's sleep included. File servers give locks of
@@ -124,6 +127,8 @@ class Store:
         _require_sqlite()
         mode = 0o2770 if shared else 0o700
         with self._translated():
+            if self._lost_its_file():
+                raise LedgerDamaged(self.path, MISSING)
             for folder in (self.folder, self.folder / "workers", self.folder / "runs"):
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir(parents=True)
@@ -134,10 +139,7 @@ class Store:
 
     def _make_file(self, name: str) -> None:
         """Make an empty file; its mode follows the folder, whatever the first user's umask."""
-        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(PermissionError):  # another member's file is fine
-            os.fchmod(descriptor, 0o660 if self._is_shared() else 0o600)
-        os.close(descriptor)
+        os.close(open_file(self.folder / name, os.O_RDWR))
 
     def read(self, question: Work[T]) -> T:
         """Return `question(connection)`, asked inside one read transaction; changes nothing."""
@@ -177,7 +179,7 @@ class Store:
         done: list[T] = []
 
         def change(db: sqlite3.Connection) -> T:
-            db.execute("PRAGMA journal_mode = PERSIST")
+            _persist_journal(db, self.path)
             db.execute("BEGIN IMMEDIATE")
             self._migrate(db, creating=creating)
             self._require_epoch(db)
@@ -246,9 +248,7 @@ class Store:
     def nudge(self) -> None:
         """Tell busy workers, who look at this file with each heartbeat, to read the ledger."""
         with self._translated():
-            descriptor = os.open(
-                self.folder / "nudge", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o660
-            )
+            descriptor = open_file(self.folder / "nudge", os.O_WRONLY)
             try:
                 os.pwrite(descriptor, secrets.token_hex(16).encode(), 0)
             finally:
@@ -332,10 +332,24 @@ class Store:
         finally:
             os.close(journal)
 
+    def _lost_its_file(self) -> bool:
+        """Tell whether there was a ledger here once: backups of it, or what a recovery kept.
+
+        The file is asked for last: a folder that was moved away and back has both.
+        """
+        with contextlib.suppress(OSError):
+            backups, damaged = self.folder / "backups", self.folder / "damaged"
+            if any(backups.glob("*.db")) or damaged.exists():
+                os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                return not self.path.exists()
+        return False
+
     # --- versions -----------------------------------------------------------------------------
 
     def _require_version(self, db: sqlite3.Connection) -> None:
         found = schema.version(db)
+        if found < 0:
+            raise LedgerDamaged(self.path, CONDEMNED)
         if found > len(self._migrations):
             raise LedgerTooNew(self.path, found=found, known=len(self._migrations))
         if found == 0:
@@ -423,14 +437,13 @@ class Store:
             f"ledger {self.folder} cannot be used: {what}; nothing was changed", hint=hint
         )
 
-    def _gone(self) -> NoLedger:
+    def _gone(self) -> LedgerError:
+        if self._lost_its_file():
+            return LedgerDamaged(self.path, MISSING)
         return NoLedger(
             f"there is no ledger at {self.folder}; nothing was changed",
             hint="make one with 'gpuledger init SWEEP.toml', or say where it is with --ledger",
         )
-
-    def _is_shared(self) -> bool:
-        return bool(self.folder.stat().st_mode & stat.S_IWGRP)
 
 
 class _NeedsMigration(Exception):
@@ -462,7 +475,9 @@ def connect(path: Path, *, vfs: str) -> sqlite3.Connection:
         db.row_factory = sqlite3.Row
         for pragma in ("synchronous = FULL", "mmap_size = 0", "cache_spill = OFF"):
             db.execute(f"PRAGMA {pragma}")
-        for pragma in ("temp_store = MEMORY", "trusted_schema = OFF", "foreign_keys = ON"):
+        for pragma in ("temp_store = MEMORY", "cell_size_check = ON"):
+            db.execute(f"PRAGMA {pragma}")
+        for pragma in ("trusted_schema = OFF", "foreign_keys = ON"):
             db.execute(f"PRAGMA {pragma}")
     except BaseException:
         db.close()
@@ -470,10 +485,25 @@ def connect(path: Path, *, vfs: str) -> sqlite3.Connection:
     return db
 
 
+def _persist_journal(db: sqlite3.Connection, path: Path) -> None:
+    """Keep the journal's file between transactions: a missing one is seen late on NFS."""
+    mode = db.execute("PRAGMA journal_mode = PERSIST").fetchone()[0]
+    if mode != "persist":
+        raise LedgerUnreachable(
+            f"ledger {path} cannot be used: its journal's mode stays '{mode}'; nothing was changed",
+            hint="use another Python build, or ask whoever opened the file with another program",
+        )
+
+
 def _require_whole(db: sqlite3.Connection, path: Path) -> None:
-    """Check all pages and indexes; the first statement rolls the journal back."""
+    """Check all pages and indexes; the first statement rolls the journal back.
+
+    With that the sign of the crash is gone, so damage is marked for the others to see.
+    """
     found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if found != "ok":
+        with contextlib.suppress(sqlite3.Error):  # a reader who may not write
+            schema.condemn(db)
         raise LedgerDamaged(path, f"after a crash its check says '{found}'")
 
 

@@ -21,6 +21,7 @@ RANK = {
     "model": 1,
     "schema": 1,
     "mounts": 0,
+    "modes": 0,
     "locks": 1,
     "findings": 1,
     "sweep_values": 1,

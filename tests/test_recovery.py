@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from gpuledger import backups, recovery
+from gpuledger import backups, recovery, schema
 from gpuledger.backups import existing, take
 from gpuledger.clock import SystemClock
 from gpuledger.diary import Diary
-from gpuledger.errors import LeaseLost, LedgerDamaged, LedgerReplaced, Unavailable
+from gpuledger.errors import (
+    LeaseLost,
+    LedgerDamaged,
+    LedgerReplaced,
+    LedgerUnreachable,
+    Unavailable,
+)
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, Outcome, TaskState, WorkerIdentity
 from gpuledger.recovery import recover
+from gpuledger.store import Store, connect
 from tests.helpers import failure, identity, spec
 from tests.test_ledger import assert_consistent
 
@@ -286,6 +297,132 @@ def test_after_a_crash_the_ledger_is_checked_before_it_is_used(ledger: Ledger) -
         ledger.snapshot()
     assert "gpuledger recover" in (caught.value.hint or "")
     assert caught.value.exit_code == 74
+    assert "\n" not in caught.value.problem
+    with pytest.raises(LedgerDamaged):  # the journal is rolled back by now: the mark stays
+        Ledger.open(ledger.folder)
+
+
+def test_what_was_saved_from_a_marked_file_can_be_restored(ledger: Ledger, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.db"
+    shutil.copy(ledger.store.path, saved)
+    with closing(connect(saved, vfs="vfs=unix")) as db:
+        schema.condemn(db)
+    garbage(ledger.store.path)
+    recover(ledger.folder, clock=SystemClock(), source=saved)
+    assert Ledger.open(ledger.folder).snapshot().counts.total == 6
+
+
+def test_a_ledger_that_lost_its_file_is_damaged_and_is_not_made_anew(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    ledger.store.path.unlink()
+    with pytest.raises(LedgerDamaged, match="missing"):
+        ledger.snapshot()
+    with pytest.raises(LedgerDamaged, match="missing"):
+        Ledger.create(ledger.folder)
+    (ledger.folder / "ledger.lock").unlink()
+    recover(ledger.folder, clock=SystemClock())
+    assert Ledger.open(ledger.folder).snapshot().counts.total == 6
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_recovery_on_a_failing_disk_keeps_everything_and_goes_on_later(
+    ledger: Ledger, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(ledger.store, clock=SystemClock())
+    garbage(ledger.store.path)
+    before = ledger.store.path.read_bytes()
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", refuse)
+        with pytest.raises(LedgerUnreachable, match="still there"):
+            recover(ledger.folder, clock=SystemClock())
+    assert ledger.store.path.read_bytes() == before
+    assert recover(ledger.folder, clock=SystemClock()).backup is not None
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from gpuledger.backups import take
+from gpuledger.clock import SystemClock
+from gpuledger.recovery import recover
+from gpuledger.store import Store, connect
+from gpuledger.store import Store
+folder = Path(sys.argv[1])
+open(sys.argv[3], "w").close()  # from here on
+if sys.argv[2] == "recover":
+    print(recover(folder, clock=SystemClock()).problem)
+else:
+    take(Store(folder), clock=SystemClock())
+"""
+CALLS = ("openat", "rename", "unlink", "mkdir", "pwrite64", "fdatasync", "fsync", "close")
+ROOT = Path(__file__).parent.parent
+
+
+def test_of_two_recoveries_at_once_one_finds_nothing_left_to_do(ledger: Ledger) -> None:
+    take(ledger.store, clock=SystemClock())
+    garbage(ledger.store.path)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(ledger.folder), "recover", os.devnull],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = sorted(process.communicate()[0].strip() for process in both)
+    assert said == ["None", "file is not a database"]
+    assert len(list((ledger.folder / "damaged").iterdir())) == 1
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("what", ["recover", "backup"])
+def test_a_kill_at_every_call_leaves_what_the_next_try_can_use(
+    ledger: Ledger, what: str, tmp_path: Path
+) -> None:
+    worker = NotingWorker(ledger, "a")
+    take(ledger.store, clock=SystemClock())
+    worker.end(worker.claim())
+    if what == "recover":
+        garbage(ledger.store.path)
+    victim, trace, mark = tmp_path / "victim", tmp_path / "trace", tmp_path / "mark"
+
+    def killed_at(*options: str) -> None:
+        shutil.rmtree(victim, ignore_errors=True)
+        shutil.copytree(ledger.folder, victim)
+        subprocess.run(
+            ["strace", "-f", "-qq", "-y", *options,
+             sys.executable, "-c", CHILD, str(victim), what, str(mark)],
+            capture_output=True, check=False, cwd=ROOT,
+        )  # fmt: skip
+
+    killed_at("-o", str(trace), "-e", f"trace={','.join(CALLS)}")
+    numbered = dict.fromkeys(CALLS, 0)
+    points: list[tuple[str, int]] = []
+    for line in trace.read_text().splitlines():
+        call = line.split(maxsplit=1)[1].partition("(")[0]
+        if call in numbered:
+            numbered[call] += 1
+            if str(mark) in line:
+                points.clear()
+            elif str(victim) in line:
+                points.append((call, numbered[call]))
+    assert len(points) > 25
+    for call, when in points:
+        inject = f"inject={call}:signal=SIGKILL:when={when}"
+        killed_at("-o", os.devnull, "-e", f"trace={call}", "-e", inject)
+        if what == "recover":
+            recover(victim, clock=SystemClock())
+        else:
+            take(Store(victim), clock=SystemClock())
+        assert_consistent(Ledger.open(victim))
+        assert Ledger.open(victim).snapshot().counts.completed == 1, (call, when)
+        good = [backup for backup in existing(victim) if backups.examine(backup.path) is None]
+        assert good == existing(victim), "a half-made one is never taken for one"
 
 
 def test_the_last_ten_and_hourly_ones_are_kept(ledger: Ledger) -> None:

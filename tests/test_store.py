@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from gpuledger import locks, schema
+from gpuledger import locks, schema, store
 from gpuledger.errors import (
     LedgerBusy,
     LedgerDamaged,
@@ -142,6 +142,58 @@ def test_a_lock_file_that_was_replaced_while_waiting_excludes_nobody(folder: Pat
         Store(folder).write(check, operation="test")
     assert replaced.is_set()
     assert locked
+
+
+def test_a_lock_file_that_somebody_removed_is_made_anew(folder: Path) -> None:
+    (folder / "ledger.lock").unlink()
+    Store(folder).write(touch, operation="test")
+    assert touched(folder) == 1
+    assert (folder / "ledger.lock").exists()
+
+    shutil.rmtree(folder)
+    with pytest.raises(NoLedger):
+        Store(folder).read(touch)
+    assert not folder.exists(), "nothing is made where no ledger is"
+
+
+def test_the_folder_is_opened_under_the_lock_and_the_file_after_it_and_nothing_stays_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a client remembers of names is asked for anew, before the journal is looked for."""
+    steps: list[str] = []
+    genuine_open, genuine_lock, genuine_connect = os.open, filelock.lock_descriptor, store.connect
+
+    def opened(path: Path | str, flags: int, *rest: int) -> int:
+        if flags & os.O_DIRECTORY or str(path).endswith("-journal"):
+            steps.append(Path(path).name)
+        return genuine_open(path, flags, *rest)
+
+    def locked(descriptor: int, *, blocking: bool = True) -> bool:
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        return genuine_lock(descriptor, blocking=blocking)
+
+    def connected(path: Path, *, vfs: str) -> sqlite3.Connection:
+        steps.append(path.name)
+        return genuine_connect(path, vfs=vfs)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(locks, "lock_descriptor", locked)
+    monkeypatch.setattr(store, "connect", connected)
+    Store(folder).write(touch, operation="test")
+    monkeypatch.undo()
+    assert steps == [
+        "ledger.turn", "ledger.lock", ".gpuledger", "ledger.db-journal", "ledger.db",
+    ]  # fmt: skip
+    kept = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [path for path in kept if path.parent == folder]
+
+
+def test_a_journal_that_cannot_be_kept_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "vfs", "mode=memory")  # has no journal but in memory
+    with pytest.raises(LedgerUnreachable, match="mode stays 'memory'"):
+        Store(folder).write(touch, operation="test")
 
 
 def test_threads_of_one_process_take_turns(folder: Path) -> None:

@@ -90,6 +90,7 @@ def recover(
     """
     from gpuledger.backups import take
     from gpuledger.clock import SystemClock
+    from gpuledger.errors import LedgerError
     from gpuledger.recovery import recover as do_recover
     from gpuledger.store import Store
 
@@ -97,8 +98,11 @@ def recover(
     done = do_recover(folder, clock=SystemClock(), source=source, force=force)
     if done.backup is not None:
         store = Store(folder)
-        store.nudge()  # busy workers look at once whether their attempts are still theirs
-        take(store, clock=SystemClock())
+        try:
+            store.nudge()  # busy workers look at once whether their attempts are still theirs
+            take(store, clock=SystemClock())
+        except LedgerError as error:
+            note(f"The ledger is restored, but: {error.problem}")
     if as_json:
         echo_json(
             {

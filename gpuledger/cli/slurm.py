@@ -245,7 +245,7 @@ def _setup(ledger: object, file: Path | None, sweeps: list[str] | None) -> str:
 
 
 def _write(folder: Path, text: str, now: float) -> Path:
-    from gpuledger.backups import make_folder
+    from gpuledger.modes import make_folder
 
     make_folder(folder)
     path = folder / f"workers-{int(now)}.sh"

@@ -31,10 +31,12 @@ def require_lab() -> Path:
     return program
 
 
-def tell(story: str, *options: str, timeout_s: float = 300.0) -> dict[str, Any]:
+def tell(
+    story: str, *arguments: str, options: Sequence[str], timeout_s: float = 300.0
+) -> dict[str, Any]:
     """Run a story in a lab of its own and return the JSON value of its last line."""
     program = require_lab()
-    command = [sys.executable, "-m", "tests.nfs.stories", story]
+    command = [sys.executable, "-m", "tests.nfs.stories", story, *arguments]
     done = subprocess.run(
         [str(program), *options, "--timeout", str(int(timeout_s)), "--", *command],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
@@ -48,8 +50,3 @@ def tell(story: str, *options: str, timeout_s: float = 300.0) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     value["_told"] = told
     return value
-
-
-def on(client: int | str, *command: str) -> Sequence[str]:
-    """Return a command line that runs on one of the lab's hosts, inside the lab."""
-    return ["lab", "on", str(client), *command]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpuledger.errors import LedgerBusy
+from gpuledger.errors import LedgerBusy, LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.store import Store, connect
 from tests.helpers import spec, wait_until
@@ -60,106 +60,117 @@ def lab(*arguments: str) -> None:
 
 # --- three hosts drain a queue while everything goes wrong ------------------------------------
 
-QUICK, SLOW = 294, 6
-SLOW_S = 45
-LEASE_S = 24
+SLOW = 9
+SLOW_S = 32
+LEASE_S = 18
+CUT_S = 32
 
-SWEEP = f"""
-command = ["/bin/sh", "/mnt/ledger/task.sh", "{{length}}"]
+SWEEP = """
+command = ["/bin/sh", "/mnt/ledger/task.sh", "{seconds}"]
 order = "listed"
-
-[parameters]
-length = [{", ".join(["'slow'"] * 1)}]
+seeds = {number}
+parameters.seconds = {seconds}
 
 [run]
+priority = {priority}
 timeout = "5m"
 avoid = "1s"
 max_losses = 20
 """
 
-TASK = f"""
+TASK = """
 ticks=/tmp/ticks-$GPULEDGER_TASK-$GPULEDGER_ATTEMPT
-tick() {{ read up rest </proc/uptime; echo $up >>$ticks; }}
+tick() { read up rest </proc/uptime; echo $up >>$ticks; }
 tick
-if [ "$1" = slow ]; then
-    n=0
-    while [ $n -lt {SLOW_S} ]; do sleep 1; tick; n=$((n + 1)); done
-fi
+n=0
+: >/mnt/ledger/begun/$(uname -n)-$GPULEDGER_TASK
+while [ $n -lt $1 ]; do sleep 1; tick; n=$((n + 1)); done
 tick
 : >/mnt/ledger/done/$GPULEDGER_TASK
 """
+LEDGER = "--ledger=/mnt/ledger/.gpuledger"
 
 
-def write_files() -> None:
-    """Write the sweep and the script onto the share."""
-    lengths = ["slow"] * SLOW + ["quick"] * QUICK
-    text = SWEEP.replace(
-        "length = ['slow']", f"length = ['x']\nnumber = {list(range(len(lengths)))}"
-    )
-    text = text.replace('"{length}"]', '"{number}"]')
-    (HERE / "done").mkdir()
-    (HERE / "exp.toml").write_text(text)
-    slow = " ".join(str(number) for number in range(SLOW))
-    script = TASK.replace('[ "$1" = slow ]', f'case " {slow} " in *" $1 "*) true;; *) false;; esac')
-    (HERE / "task.sh").write_text(script)
+def write_sweep(name: str, *, number: int, seconds: int, priority: int) -> str:
+    """Write a sweep of so many tasks of so many seconds; return its path on every client."""
+    text = SWEEP.replace("{number}", str(number)).replace("= {seconds}", f"= {seconds}")
+    (HERE / f"{name}.toml").write_text(text.replace("{priority}", str(priority)))
+    return f"/mnt/ledger/{name}.toml"
 
 
-def drain() -> dict[str, Any]:
-    """Three clients, three workers each; a SIGKILL, a client cut off, a server restart."""
-    write_files()
-    run(1, *GPULEDGER, "init", "/mnt/ledger/exp.toml", "--ledger", "/mnt/ledger/.gpuledger",
-        f"--lease={LEASE_S}s", "--heartbeat=2s")  # fmt: skip
+def drain(tasks: str) -> dict[str, Any]:
+    """Three clients, three workers each; a SIGKILL, a client cut off, a server restart.
+
+    All but nine of the tasks are quick. The slow ones come once all hosts are at work, and each
+    host has some of them when a worker is killed on one and another is cut off.
+    """
+    number = int(tasks)
+    for folder in ("begun", "done"):
+        (HERE / folder).mkdir()
+    (HERE / "task.sh").write_text(TASK)
+    quick = write_sweep("quick", number=number - SLOW, seconds=0, priority=0)
+    run(1, *GPULEDGER, "init", quick, LEDGER, f"--lease={LEASE_S}s", "--heartbeat=2s")
     began_s = time.monotonic()
     workers = {
         (client, slot): start(
-            client,
-            *GPULEDGER,
-            "work",
-            "--cpu",
-            "--ledger",
-            "/mnt/ledger/.gpuledger",
-            out=f"/tmp/worker-{slot}.out",
+            client, *GPULEDGER, "work", "--cpu", LEDGER, out=f"/tmp/worker-{slot}.out"
         )
         for slot in range(3)
         for client in (1, 2, 3)
     }
+    story = []
+
+    def tell(what: str) -> None:
+        story.append(f"{time.monotonic() - began_s:.0f} s: {what}; {done()} done")
 
     def done() -> int:
         return len(list((HERE / "done").iterdir()))
 
-    story = [f"{time.monotonic() - began_s:.0f} s: started"]
-
     def reached(number: int) -> None:
-        wait_until(lambda: done() >= number, because=f"{number} tasks are done", timeout_s=600)
-        story.append(f"{time.monotonic() - began_s:.0f} s: {done()} done")
+        wait_until(lambda: done() >= number, because=f"{number} tasks are done", timeout_s=900)
 
-    reached(30)
-    victim = run(1, "sh", "-c", "pgrep -f 'gpuledger work' | head -1").strip()
+    def slow_on(client: int) -> bool:
+        return any((HERE / "begun").glob(f"client{client}-slow*"))
+
+    reached(number // 10)
+    tell("adding slow ones")
+    slow = write_sweep("slow", number=SLOW, seconds=SLOW_S, priority=10)
+    run(2, *GPULEDGER, "init", slow, LEDGER)
+    wait_until(lambda: slow_on(1) and slow_on(3), because="both have slow ones", timeout_s=200)
+    lab("cut", "3", str(CUT_S))
+    tell("cut client 3 off for longer than the lease")
+    victim = run(1, "sh", "-c", f"pgrep -o -f '^{sys.executable} -m gpuledger work'").strip()
     run(1, "kill", "-9", victim)
-    story.append(f"killed worker {victim} on client 1")
-    reached(60)
-    lab("cut", "3", str(LEASE_S + 20))
-    story.append("cut client 3 off for longer than the lease")
-    reached(150)
+    tell(f"killed worker {victim} on client 1")
+    reached(number // 2)
     lab("server", "restart", "3")
-    story.append("restarted the server")
-    reached(QUICK + SLOW)
-    codes = {}
-    for (client, slot), process in workers.items():
-        codes[f"{client}.{slot}"] = process.wait(300)
-    story.append(f"{time.monotonic() - began_s:.0f} s: all workers have left")
-    tasks = json.loads(run(2, *GPULEDGER, "tasks", "--json", "--ledger", "/mnt/ledger/.gpuledger"))
+    tell("restarted the server")
+    reached(number)
+    codes = {f"{at[0]}.{at[1]}": process.wait(300) for at, process in workers.items()}
+    tell("all workers have left")
+    rows = json.loads(run(2, *GPULEDGER, "tasks", "--json", LEDGER))
     said = {
-        client: run(client, "sh", "-c", "cat /tmp/worker-*.out | grep -v 'started on\\|completed'")
+        client: run(
+            client, "sh", "-c", "cat /tmp/worker-*.out | grep -v 'started on\\|completed'",
+            exit_code=None,
+        )
         for client in (1, 2, 3)
-    }
+    }  # fmt: skip
     return {
         "story": story,
         "codes": codes,
-        "states": count(task["state"] for task in tasks),
-        "outcomes": count(attempt["outcome"] for task in tasks for attempt in task["attempts"]),
-        "failures": sum(task["failures"] for task in tasks),
-        "overlaps": overlaps(),
+        "states": count(row["state"] for row in rows),
+        "outcomes": count(attempt["outcome"] for row in rows for attempt in row["attempts"]),
+        "lost_by": sorted(
+            {
+                attempt["worker"].partition(":")[0]
+                for row in rows
+                for attempt in row["attempts"]
+                if attempt["outcome"] == "lost"
+            }
+        ),
+        "failures": sum(row["failures"] for row in rows),
+        "overlaps": overlaps(number),
         "integrity": integrity(),
         "said": said,
     }
@@ -173,7 +184,7 @@ def count(values: Any) -> dict[str, int]:
     return counts
 
 
-def overlaps() -> list[str]:
+def overlaps(number: int) -> list[str]:
     """Return the tasks of which two attempts ticked at the same time, on whatever host."""
     spans: dict[str, list[tuple[float, float, str]]] = {}
     for client in (1, 2, 3):
@@ -190,7 +201,7 @@ def overlaps() -> list[str]:
         for before, after in itertools.pairwise(ordered):
             if after[0] < before[1]:
                 found.append(f"{task}: {before} {after}")
-    assert len(spans) == QUICK + SLOW, "every task ticked somewhere"
+    assert len(spans) == number, "every task ticked somewhere"
     return found
 
 
@@ -270,7 +281,8 @@ def gone_holder() -> dict[str, Any]:
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     lab("cut", "1")
-    said = run(2, *ME, "try-lock")
+    waiters = [start(client, *ME, "try-lock") for client in (2, 2, 3)]
+    said = [waiter.communicate(timeout=120)[0] for waiter in waiters]
     lab("join", "1")
     holder.kill()
     holder.wait()
@@ -366,6 +378,133 @@ def sum_along(name: str) -> None:
         print(look(), flush=True)
 
 
+# --- one lock is enough, none is not; a connection that is kept is not ---------------------------
+
+ROUNDS = 25
+
+
+def counting() -> dict[str, Any]:
+    """Two processes on each of two clients add one; how many of the additions got lost?"""
+    found = {}
+    for rule in ("kept", "flock-faked", "fcntl-faked", "kept-connection", "both-faked"):
+        folder = HERE / f"{rule}.gpuledger"
+        Ledger.create(folder)
+        adders = [start(client, *ME, "add", rule) for client in (1, 2, 1, 2)]
+        for adder in adders:
+            assert adder.stdout is not None
+            assert adder.stdout.readline() == "ready\n"
+        for adder in adders:
+            assert adder.stdin is not None
+            adder.stdin.write("go\n")
+            adder.stdin.flush()
+        added = sum(int(adder.communicate(timeout=200)[0] or 0) for adder in adders)
+        try:
+            there = Ledger.open(folder).lease_s - 60
+        except LedgerError:
+            there = -1.0
+        found[rule] = {"added": added, "lost": added - there}
+    return found
+
+
+def add(rule: str) -> None:
+    """Add one to the lease of a ledger, again and again; print how often that was said to work."""
+    from gpuledger import locks, store
+
+    ledger = Store(SHARE / f"{rule}.gpuledger")
+    if rule in ("flock-faked", "both-faked"):
+        for name in ("lock_descriptor", "unlock_descriptor"):
+            setattr(locks, name, lambda descriptor, *, blocking=True: True)
+    if rule in ("fcntl-faked", "both-faked", "kept-connection"):
+        Store.vfs = "vfs=unix-none"
+    if rule == "kept-connection":
+        kept = connect(ledger.path, vfs=Store.vfs)
+        setattr(store, "connect", lambda path, *, vfs: kept)  # noqa: B010
+        setattr(store, "closing", contextlib.nullcontext)  # noqa: B010
+    print("ready", flush=True)
+    sys.stdin.readline()
+    added = 0
+    for _ in range(ROUNDS):
+        with contextlib.suppress(LedgerError):
+            ledger.write(
+                lambda db: db.execute("UPDATE ledger SET lease_s = lease_s + 1"), operation="add"
+            )
+            added += 1
+    print(added)
+
+
+# --- a journal that a client believes to be missing ----------------------------------------------
+
+CRASHES = 2
+
+
+def hidden() -> dict[str, Any]:
+    """A shell dies in a change on client 1; client 2 remembers that there is no journal.
+
+    On a file system where flock stays on the machine: there nothing but opening the folder tells
+    client 2 of the journal.
+    """
+    found = {}
+    for rule in ("kept", "broken"):
+        torn = 0
+        for number in range(CRASHES):
+            folder = f"{rule}-{number}.gpuledger"
+            Ledger.create(HERE / folder)
+            run(1, *ME, "fill", folder)
+            looker = start(2, *ME, "look-along", folder, rule)
+            assert looker.stdin is not None
+            assert looker.stdout is not None
+            assert looker.stdout.readline() == "0\n"
+            run(1, *ME, "die-in-change", f"{folder}/ledger.db", "DELETE", exit_code=None)
+            looker.stdin.write("look\n")
+            looker.stdin.flush()
+            torn += looker.stdout.readline() != "0\n"
+            looker.stdin.close()
+            looker.wait()
+        found[rule] = torn
+    return found
+
+
+def fill(folder: str) -> None:
+    """Put a table of many pages into a ledger, as a sqlite3 shell would: it removes the journal."""
+    with contextlib.closing(connect(SHARE / folder / "ledger.db", vfs="vfs=unix")) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("CREATE TABLE probe (value INTEGER, padding TEXT)")
+        db.executemany("INSERT INTO probe VALUES (0, ?)", [("x" * 200,)] * 2000)
+        db.execute("COMMIT")
+
+
+def look_along(folder: str, rule: str) -> None:
+    """Print 0 for a whole, unchanged ledger, read as the product does: now, and for each line."""
+    from gpuledger import locks
+
+    for name in ("lock_descriptor", "unlock_descriptor"):
+        setattr(locks, name, lambda descriptor, *, blocking=True: True)
+    genuine = os.open
+
+    def open_no_folder(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        return genuine("/dev" if flags & os.O_DIRECTORY else path, flags, *rest, **named)
+
+    if rule == "broken":
+        os.open = open_no_folder
+
+    def question(db: sqlite3.Connection) -> object:
+        whole = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        return db.execute("SELECT SUM(value) FROM probe").fetchone()[0] if whole == "ok" else whole
+
+    store = Store(SHARE / folder)
+
+    def look() -> None:
+        try:
+            print(" ".join(str(store.read(question)).split()), flush=True)
+        except LedgerError as error:
+            print(error.problem, flush=True)
+
+    look()
+    for _ in sys.stdin:
+        look()
+
+
 # --- two hosts examine what they share ------------------------------------------------------------
 
 
@@ -441,6 +580,11 @@ STORIES: Mapping[str, Callable[..., Any]] = {
     "stray": stray,
     "hold-open": hold_open,
     "read-along": read_along,
+    "counting": counting,
+    "add": add,
+    "hidden": hidden,
+    "fill": fill,
+    "look-along": look_along,
     "gone-holder": gone_holder,
     "hold-lock": hold_lock,
     "try-lock": try_lock,
