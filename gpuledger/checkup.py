@@ -24,7 +24,7 @@ from gpuledger.backups import sync_folder
 from gpuledger.clock import Clock
 from gpuledger.errors import LedgerError
 from gpuledger.findings import Finding, bad, good, warning
-from gpuledger.gpu import list_gpus
+from gpuledger.gpu import Gpu, list_gpus
 from gpuledger.ledger import Ledger
 from gpuledger.process import host_name, probe
 from gpuledger.store import OLDEST_SQLITE, Store
@@ -197,14 +197,18 @@ def _check_gpus() -> list[Finding]:
         return [good("GPUs", "none on this host: 'gpuledger work --cpu'")]
     if report.problem is not None:
         return [bad("GPUs", f"none to be used: {report.problem}", "nvidia-smi, dmesg (Xid)")]
-    found = []
-    for gpu in report.gpus:
-        memory = f"{gpu.memory_total_mib / 1024:.0f} GiB" if gpu.memory_total_mib else "memory ?"
-        if gpu.problem is not None:
-            found.append(bad(f"GPU {gpu.index}", gpu.problem, "nvidia-smi, dmesg (Xid)"))
-        else:
-            found.append(good(f"GPU {gpu.index}", f"{gpu.name or '?'}, {memory}"))
-    return found
+    return [_about(gpu) for whole in report.gpus for gpu in whole.instances or (whole,)]
+
+
+def _about(gpu: Gpu) -> Finding:
+    """Say what a GPU, or a MIG instance, is."""
+    memory = f"{gpu.memory_total_mib / 1024:.0f} GiB" if gpu.memory_total_mib else "memory ?"
+    if gpu.problem is not None:
+        return bad(f"GPU {gpu.label}", gpu.problem, "nvidia-smi, dmesg (Xid)")
+    known = [gpu.name or "?", memory]
+    return good(
+        f"GPU {gpu.label}", ", ".join([*known, *([gpu.uuid] if gpu.instance is not None else [])])
+    )
 
 
 def _check_versions() -> list[Finding]:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fake_nvml import FakeGpu, FakePart, describe, environment
 from tests.shell import environment as shell_environment
+from tests.shell import gpuledger
 
 ME = os.getpid()
 ASKS = """
@@ -156,3 +157,15 @@ def test_an_older_nvidia_ml_py_is_enough(tmp_path: Path) -> None:
     (found,) = json.loads(done.stdout)["gpus"]
     assert found["uuid"] == "GPU-aaaa"
     assert found["memory_used_mib"] == 800
+
+
+def test_doctor_names_instances_and_what_cannot_be_used(tmp_path: Path) -> None:
+    part = FakePart(uuid="MIG-1111", name="A100 MIG 1g", memory_mib=10240)
+    split = FakeGpu(uuid="GPU-aaaa", state="split", parts=(part,))
+    env = environment(tmp_path, [split, FakeGpu(uuid="GPU-bbbb", state="lost")])
+    said = gpuledger("doctor", cwd=tmp_path, env=env, exit_code=None).stdout
+    lines = [line.split(maxsplit=3) for line in said.splitlines() if " GPU " in line]
+    assert [(line[0], line[2], line[3]) for line in lines] == [
+        ("ok", "0.0", "A100 MIG 1g, 10 GiB, MIG-1111"),
+        ("BAD", "1", "GPU is lost"),
+    ]
