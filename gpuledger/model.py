@@ -84,6 +84,7 @@ class RunSettings:
             as long as the completed ones took.
         slurm_setup: Lines of shell for the beginning of Slurm's batch scripts.
         record_diff: Keep what differs from the git commit in `workdir`.
+        preload: Modules that a process imports once, to be forked for each task.
     """
 
     command: tuple[str, ...]
@@ -104,6 +105,7 @@ class RunSettings:
     time_needed_s: float | None = None
     slurm_setup: str = ""
     record_diff: bool = True
+    preload: tuple[str, ...] = ()
 
 
 def settings_to_json(settings: RunSettings) -> str:
@@ -116,7 +118,8 @@ def settings_from_json(text: str) -> RunSettings:
     kept = json.loads(text)
     values = {field.name: kept[field.name] for field in fields(RunSettings) if field.name in kept}
     values["command"] = tuple(values["command"])
-    values["no_retry_codes"] = tuple(values.get("no_retry_codes", ()))
+    for name in ("no_retry_codes", "preload"):
+        values[name] = tuple(values.get(name, ()))
     return RunSettings(**values)
 
 

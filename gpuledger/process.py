@@ -211,9 +211,10 @@ def kill_marked(mark: str, *, wait_s: float = KILL_WAIT_S) -> int:
 class WorkerProcess:
     """A worker that this process started, one of several."""
 
-    def __init__(self, child: _Child) -> None:
-        self.pid = child.pid
-        self._child = child
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.pid = popen.pid
+        self._popen = popen
+        self._child = _Child(popen)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once it ended; see `RunningTask.fileno`."""
@@ -225,19 +226,37 @@ class WorkerProcess:
 
     def exit_code(self) -> int:
         """Wait for its end; return its exit code, or the negative number of its signal."""
-        code = self._child.popen.wait()
+        code = self._popen.wait()
         self._child.poll()
         return code
 
     def send(self, signum: int) -> None:
         """Signal it; nothing happens when it ended."""
-        self._child.popen.send_signal(signum)
+        self._popen.send_signal(signum)
+
+
+class _Forked:
+    """A child that this process did not start itself; it answers as Popen does."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._code = 0  # SIGCHLD is ignored here: nobody knows
+            else:
+                self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
 
 
 class _Child:
     """A started process and a descriptor of it, both this process's to reap and close."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes] | _Forked) -> None:
         self.pid = popen.pid
         self.popen = popen
         self._pidfd: int | None = None
@@ -282,10 +301,10 @@ def start(
         CannotStart: The command (or the folder) is wrong, or the machine has no room for it.
         OSError: The log cannot be written; nothing was started.
     """
-    output = open_file(log, os.O_WRONLY | os.O_APPEND)
+    output = open_log(log)
     try:
         popen = _popen(
-            _with_python(argv, env),
+            with_python(argv, env),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -297,6 +316,58 @@ def start(
     finally:
         os.close(output)
     return RunningTask(_Child(popen), excluded=excluded)
+
+
+def open_log(log: Path) -> int:
+    """Return a descriptor that appends to a file, for this process to close."""
+    return open_file(log, os.O_WRONLY | os.O_APPEND)
+
+
+def adopt(pid: int) -> RunningTask:
+    """Return a task that was forked from a warm process and is a child of this one by now.
+
+    Raises:
+        ProcessLookupError: It is not, or it does not lead a session of its own.
+    """
+    process = read_process(pid)
+    if process is None or process.parent != os.getpid() or process.session != pid:
+        raise ProcessLookupError(f"process {pid} is no task of this process")
+    return RunningTask(_Child(_Forked(pid)))
+
+
+class Helper:
+    """A process in this one's session, in a group of its own, that dies with this process."""
+
+    def __init__(
+        self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], line: int
+    ) -> None:
+        """Start it; it inherits one descriptor, `line`.
+
+        Raises:
+            CannotStart: See there.
+        """
+        self._popen = _popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=cwd,
+            env=env,
+            own_session=False,
+            when_parent_dies=signal.SIGKILL,
+            inherited=(line,),
+        )
+        self.pid = self._popen.pid
+
+    def kill(self) -> None:
+        """End it and all of its group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # what hangs in the kernel is left behind
+            self._popen.wait(1.0)
+        with suppress(ChildProcessError):  # a subreaper inherits the others of its group
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
 
 
 def spawn_worker(
@@ -333,7 +404,7 @@ def spawn_worker(
     finally:
         if output is not None:
             os.close(output)
-    return WorkerProcess(_Child(popen))
+    return WorkerProcess(popen)
 
 
 def probe(job: str, path: Path, *, timeout_s: float) -> str | None:
@@ -786,6 +857,7 @@ def _popen(
     env: Mapping[str, str] | None,
     own_session: bool,
     when_parent_dies: signal.Signals | None,
+    inherited: Collection[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process, in a session or at least a process group of its own."""
     if not argv:
@@ -804,6 +876,7 @@ def _popen(
             start_new_session=own_session,
             process_group=None if own_session else 0,
             preexec_fn=prepare,
+            pass_fds=inherited,
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise _cannot_start(argv, cwd, error) from error
@@ -830,7 +903,7 @@ def _prepare(parent: int, when_parent_dies: signal.Signals | None) -> Callable[[
     return prepare
 
 
-def _with_python(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+def with_python(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
     """Return the command, `python` replaced by this interpreter where there is none."""
     command = list(argv)
     if command and command[0] in ("python", "python3"):

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpuledger.clock import Clock
+from gpuledger.launcher import Launcher, Order
 from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
 from gpuledger.modes import make_folder
-from gpuledger.process import CannotStart, Exit, Hurry, RunningTask, oom_kill_count, start
+from gpuledger.process import CannotStart, Exit, Hurry, RunningTask, oom_kill_count
 from gpuledger.reports import read_last
 from gpuledger.signals import Signals
 from gpuledger.sweep_run import render_command
@@ -56,6 +57,7 @@ class Surroundings:
             must not go on), "regained" (after that, or after the guard froze it) or "lost".
         stop_requested: Whether an operator wants the running attempt ended now.
         say: Prints one line.
+        launcher: Starts the task.
         started: Called with the task's processes once they run, for the guard.
         environ: The worker's environment.
         clock: This machine's.
@@ -68,6 +70,7 @@ class Surroundings:
     lease: Callable[[], str]
     stop_requested: Callable[[], bool]
     say: Callable[[str], None]
+    launcher: Launcher
     started: Callable[[RunningTask], None]
     environ: Mapping[str, str]
     clock: Clock
@@ -162,17 +165,13 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
         make_folder(folder)
     began_s = around.clock.boottime()
     ooms = oom_kill_count()
-    settings = claim.settings
     try:
-        task = start(
-            command(claim, files),
-            cwd=Path(settings.workdir),
-            env=environment(claim, around.worker, files, around.environ),
-            log=files.log,
-        )
+        task = _start(claim, files, around)
     except CannotStart as problem:
         ending = _not_started(problem)
     else:
+        if isinstance(task, Verdict):
+            return Ending(outcome=task.outcome, error=task.error)
         around.started(task)
         with task:
             verdict = _wait(claim, task, files, around)
@@ -184,6 +183,26 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
         metrics=dict(report.metrics) if report else {},
         duration_s=around.clock.boottime() - began_s,
     )
+
+
+def _start(claim: Claim, files: Files, around: Surroundings) -> RunningTask | Verdict:
+    """Start the task; a verdict when it must end before the modules it needs were imported."""
+    settings = claim.settings
+    order = Order(
+        argv=command(claim, files),
+        cwd=Path(settings.workdir),
+        env=environment(claim, around.worker, files, around.environ),
+        log=files.log,
+        preload=settings.preload,
+    )
+    while (task := around.launcher.start(order)) is None:
+        around.signals.wait(TICK_S, also=[around.launcher.fileno()])
+        if around.lease() == "lost":
+            raise LeaseGone
+        verdict = _asked_to_end(claim, around)
+        if verdict is not None:
+            return verdict
+    return task
 
 
 def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -> Verdict | None:

@@ -165,6 +165,7 @@ def settings_of(run: Mapping[str, Any], command: tuple[str, ...], path: Path) ->
         pause_after=whole_at(run, "pause_after", defaults.pause_after),
         time_needed_s=limit_at(run, "time_needed", defaults.time_needed_s),
         record_diff=_flag(run, "record_diff", defaults.record_diff),
+        preload=_preload(run),
     )
 
 
@@ -225,3 +226,21 @@ def _codes(run: Mapping[str, Any]) -> tuple[int, ...]:
             "run.no_retry_codes must be a list of exit codes, 1 to 255", key="no_retry_codes"
         )
     return tuple(codes)
+
+
+def _preload(run: Mapping[str, Any]) -> tuple[str, ...]:
+    names = run.get("preload", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadKey(
+            "run.preload must be a list of modules' names",
+            key="preload",
+            hint='for example preload = ["torch", "torchvision"]',
+        )
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise BadKey(
+                f"run.preload has {shown(name)}, which is no name of a module",
+                key="preload",
+                hint="write what follows 'import': torch, or torch.nn",
+            )
+    return tuple(dict.fromkeys(names))

@@ -19,6 +19,7 @@ TOP_KEYS = (
 RUN_KEYS = (
     "workdir", "timeout", "max_attempts", "max_losses", "kill_grace", "silence_timeout", "avoid",
     "no_retry_codes", "log_limit", "pause_after", "env", "priority", "time_needed", "record_diff",
+    "preload",
 )  # fmt: skip
 SLURM_KEYS = ("setup",)
 RESOURCE_KEYS = ("gpus", "min_memory", "gpu_name")

@@ -29,6 +29,7 @@ from gpuledger.errors import (
 from gpuledger.gpu_gate import GpuGate, Standing
 from gpuledger.heartbeat import beat_path, written_at
 from gpuledger.hook import call_hook
+from gpuledger.launcher import Launcher
 from gpuledger.ledger import Ledger
 from gpuledger.lookout import Lookout
 from gpuledger.model import (
@@ -137,6 +138,7 @@ class Worker:
         self._keeper = Keeper(
             ledger.store, clock=tools.clock, now_there=self._now_there, say=tools.say
         )
+        self._launcher = Launcher(say=tools.say, clock=tools.clock)
         self._origins = OriginReader(ledger.folder, environ=tools.environ, clock=tools.clock)
         self.attempts_run = 0
         self._cool_downs = 0
@@ -196,6 +198,7 @@ class Worker:
         return written_at(beat_path(self.ledger.folder, self.me.name, self.me.nonce))
 
     def _sign_off(self) -> None:
+        self._launcher.close()
         self._hasten()
         try:
             self.ledger.leave(self.me.nonce)
@@ -480,6 +483,7 @@ class Worker:
             time_is_up=self._time_is_up(claim),
             stop_requested=lambda: self._stop_requested(claim),
             say=self._say,
+            launcher=self._launcher,
             started=self._pulse.covers,
             environ=self._tools.environ,
             clock=self._tools.clock,

@@ -16,6 +16,8 @@ RANK = {
     "errors": 0,
     "clock": 0,
     "guard": 0,  # a program of its own: imports nothing of the package
+    "warm": 0,  # the same
+    "launcher": 3,
     "where": 0,
     "task": 0,  # in users' scripts: the same
     "model": 1,
@@ -152,11 +154,16 @@ OWNERS = {
     re.compile(r"\bsqlite3\.connect\("): {"store"},
     re.compile(r"\bfilelock\b"): {"locks"},
     re.compile(r"\bsubprocess\."): {"process"},
-    re.compile(r"\bos\.(fork|kill|killpg)\("): {"process", "guard", "signals"},
+    re.compile(r"\bos\.(fork|kill|killpg)\("): {"process", "guard", "signals", "warm"},
     re.compile(r"\bsignal\.signal\("): {"signals", "process", "guard"},
     re.compile(r"\bimport pynvml\b"): {"gpu"},
     re.compile(r"\bimport pyarrow\b"): {"parquet"},
-    re.compile(r"\btime\.(time|monotonic|clock_gettime|sleep)\("): {"clock", "guard", "task"},
+    re.compile(r"\btime\.(time|monotonic|clock_gettime|sleep)\("): {
+        "clock",
+        "guard",
+        "task",
+        "warm",
+    },
     re.compile(r"\bdatetime\.now\("): {"clock"},
 }
 

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from gpuledger import process as process_module
-from gpuledger.guard import MARK, is_running, read_process
+from gpuledger.clock import SystemClock
+from gpuledger.guard import MARK, is_running, read_proc, read_process
+from gpuledger.launcher import Launcher, Order
 from gpuledger.process import (
     PR_SET_CHILD_SUBREAPER,
     CannotStart,
@@ -58,24 +60,54 @@ def no_process_is_left() -> Iterator[None]:
     assert left == set()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Start]:
+EXEC = """
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture(params=["cold", "warm"])
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start tasks, normally or from a warm process: there what is asked for takes its place."""
     started: list[RunningTask] = []
+    is_warm = request.param == "warm"
+    said: list[str] = []
+    launcher = Launcher(say=said.append, clock=SystemClock())
+    script = tmp_path / "a folder" / "exec.py"
+    script.parent.mkdir()
+    script.write_text(EXEC, encoding="utf-8")
 
     def run(argv: Sequence[str], **env: str) -> RunningTask:
-        task = start(
-            argv,
+        order = Order(
+            argv=[sys.executable, str(script), *argv] if is_warm else argv,
             cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **env},
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(Path.cwd()),
+                MARK: f"{NONCE}-other",
+                **env,
+            },
             log=tmp_path / "log",
+            preload=("decimal",) if is_warm else (),
         )
+        while (task := launcher.start(order)) is None:
+            assert select.select([launcher.fileno()], [], [], 20)[0]
         started.append(task)
+        if is_warm:
+            wait_until(
+                lambda: script.name.encode() not in read_proc(f"/proc/{task.pid}/cmdline"),
+                because="it should have become what was asked for",
+            )
         return task
 
     yield run
     for task in started:
         with task:
             pass
+    launcher.close()
+    assert said == []
 
 
 @pytest.fixture
@@ -239,6 +271,7 @@ def test_a_log_that_cannot_be_opened_is_not_the_commands_fault(tmp_path: Path) -
         start(["true"], cwd=tmp_path, env={}, log=tmp_path / "none" / "log")
 
 
+@pytest.mark.parametrize("run", ["cold"], indirect=True)
 @pytest.mark.parametrize("name", ["python", "python3"])
 def test_python_means_this_one_where_there_is_none(run: Start, tmp_path: Path, name: str) -> None:
     finish(run([name, "-c", "import sys; print(sys.executable)"], PATH=str(tmp_path)))
@@ -443,7 +476,11 @@ def test_a_task_that_forks_when_told_to_end_leaves_nothing(
     assert done.left == task.descendants() == ()
 
 
-@pytest.mark.parametrize("kernel_lists_children", [True, False])
+@pytest.mark.parametrize(
+    ("run", "kernel_lists_children"),
+    [("cold", True), ("warm", True), ("cold", False)],
+    indirect=["run"],
+)
 def test_a_task_that_flees_from_process_to_process_is_caught(
     run_python: Start, monkeypatch: pytest.MonkeyPatch, kernel_lists_children: bool
 ) -> None:

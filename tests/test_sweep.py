@@ -175,6 +175,7 @@ kill_grace = 5
 silence_timeout = "90s"
 avoid = "0s"
 no_retry_codes = [3, 4]
+preload = ["torch", "torch.nn", "torch"]
 log_limit = "10MB"
 pause_after = 0
 priority = -3
@@ -186,6 +187,7 @@ env = { OMP_NUM_THREADS = "1" }
         command=("python", "a b.py"), workdir=str(tmp_path / "work"), timeout_s=5400.0,
         max_attempts=2, max_losses=9, kill_grace_s=5.0, silence_timeout_s=90.0, avoid_s=0.0,
         no_retry_codes=(3, 4), log_limit_bytes=10_000_000, pause_after=0,
+        preload=("torch", "torch.nn"),
         env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -289,6 +291,9 @@ BAD = {
     'command = "x"\n[run]\nenv = { CUDA_VISIBLE_DEVICES = "1" }': ("line 3", "worker", ""),
     'command = "x"\n[run]\nno_retry_codes = [0]': ("line 3", "exit codes", ""),
     'command = "x"\n[run]\nlog_limit = "big"': ("line 3", "not a size", ""),
+    'command = "x"\n[run]\npreload = "torch"': ("line 3", "list of modules", "torchvision"),
+    'command = "x"\n[run]\npreload = ["import torch"]': ("line 3", "no name of a module", ""),
+    'command = "x"\n[run]\npreload = ["torch."]': ("line 3", "no name of a module", ""),
     "x = [": ("", "not TOML", ""),
 }  # fmt: skip
 

@@ -1,0 +1,479 @@
+"""The program of a warm process: it imports modules once, and forks of it become tasks.
+
+`launcher.py` starts it as `PYTHON warm.py LINE FOLDER MODULE... PADDING` with the interpreter, the
+folder and the environment of the tasks to come. It imports the modules, says so on LINE (the
+number of a socket), and waits. For each order it forks twice, so that the task becomes a child of
+the worker, the nearest subreaper; the worker waits for it as for any other. The task then reads
+from a socket of its own what it is to run, and becomes that: this program's file returns from
+`serve` and runs the script as the interpreter would have, one frame deeper.
+
+Nothing of it may be left in a task but the imported modules: standard library only, no module of
+the package (their names must not be in the way of the user's), and no import that costs time.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    sys.path[0] = sys.argv[2]  # before any other import: not this file's folder
+
+import ctypes
+import gc
+import importlib.machinery
+import os
+import signal
+import socket
+import time
+import types
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+READY = b"ready"
+UNFIT = b"unfit "
+STALE = b"stale "
+BUSY = b"busy "
+HERE = b"here "
+GOES = b"goes"
+REFUSED = b"refused "
+SCRIPT = b"script"
+MODULE = b"module"
+
+ROOM = "GPULEDGER_WARM"
+"""Name of a variable full of blanks: a task's own variables are written over it."""
+
+LOOK_S = 0.02
+"""Time for looking whether files of modules changed, besides those of the user."""
+
+SETTLE_S = 2.0
+"""What threads get to end that libraries end before a fork."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class Stamps:
+    """Time and size of the files of all imported modules, as they were when they were read."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[float, int]] = {}
+        self._own: list[str] = []
+        self._others: list[str] = []
+        self._next = 0
+        self._ask: Any = None
+
+    def listen(self) -> None:
+        """Note from now on what importing finds: a file may change before the last is imported."""
+        loader = importlib.machinery.SourceFileLoader
+        ask = loader.path_stats
+
+        def path_stats(self_: importlib.machinery.SourceFileLoader, path: str) -> Any:
+            found: Any = ask(self_, path)
+            self._read[path] = (found["mtime"], found["size"])
+            return found
+
+        loader.path_stats = path_stats  # type: ignore[assignment,method-assign]
+        self._ask = ask
+
+    def keep(self) -> None:
+        """Note the files of all that is imported now, and stop listening."""
+        importlib.machinery.SourceFileLoader.path_stats = self._ask  # type: ignore[method-assign]
+        for module in list(sys.modules.values()):
+            path = getattr(module, "__file__", None)
+            if isinstance(path, str) and path not in self._read:
+                facts = _facts(path)
+                if facts is not None:
+                    self._read[path] = facts
+        library = os.path.dirname(os.__file__) + os.sep
+        for path in self._read:
+            installed = path.startswith(library) or "/site-packages/" in path
+            (self._others if installed else self._own).append(path)
+
+    def changed(self) -> str | None:
+        """Return a file that changed: all the user's are looked at, of the others some."""
+        for path in self._own:
+            if _facts(path) != self._read[path]:
+                return path
+        until_s = time.monotonic() + LOOK_S
+        for _ in self._others:
+            path = self._others[self._next]
+            self._next = (self._next + 1) % len(self._others)
+            if _facts(path) != self._read[path]:
+                return path
+            if time.monotonic() > until_s:
+                break
+        return None
+
+
+def _facts(path: str) -> tuple[float, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_mtime, found.st_size)
+
+
+class Order:
+    """What a task is to run: a module's name, or the path and the text of a script."""
+
+    __slots__ = ("name", "source")
+
+    def __init__(self, name: str, source: bytes | None) -> None:
+        self.name = name
+        self.source = source
+
+
+def packed(
+    *, kind: bytes, cwd: str, argv: Sequence[str], skipped: int, env: Mapping[str, str]
+) -> bytes:
+    """Return an order's text: what it runs, and where, and with which environment.
+
+    Args:
+        kind: `SCRIPT` or `MODULE`.
+        cwd: Its folder.
+        argv: The whole command.
+        skipped: How many arguments come before the script, or before the name of the module.
+        env: The whole environment.
+    """
+    fields = [kind, os.fsencode(cwd), b"%d" % len(argv), b"%d" % skipped]
+    fields += [os.fsencode(argument) for argument in argv]
+    fields += [os.fsencode(f"{name}={value}") for name, value in env.items()]
+    text = b"\0".join(fields)  # none of them can contain a NUL
+    return b"%20d" % len(text) + text
+
+
+# --- the warm process ------------------------------------------------------------------------
+
+
+def serve() -> Order:
+    """Import, then fork for each order; return in the task, never in the warm process itself."""
+    line = socket.socket(fileno=int(sys.argv[1]))
+    modules = sys.argv[3:-1]
+    sys.argv[:] = [""]
+    find = ctypes.CDLL(None).getenv
+    find.restype = ctypes.c_void_p
+    room = (find(ROOM.encode()), len(os.environb.pop(ROOM.encode())))
+    given = _as_given()
+    umask = os.umask(0o077)  # a module may change it, as it may change the folder
+    os.umask(umask)
+    before = set(_descriptors())
+    stamps = Stamps()
+    stamps.listen()
+    for name in modules:
+        try:
+            __import__(name)
+        except BaseException as error:
+            _end(line, UNFIT + f"{name}: {type(error).__name__}: {error}".encode(errors="replace"))
+    stamps.keep()
+    gc.collect()
+    gc.freeze()  # what is never looked at again stays shared with the tasks
+    _fork_and_forget()  # some libraries (OpenBLAS) end their threads before a fork, for good
+    problem = _unfit(before, settle_s=SETTLE_S)
+    if problem is not None:
+        _end(line, UNFIT + problem.encode(errors="replace"))
+    _leave_at_exit()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    line.send(READY)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(line, 64, 2)
+        if not message:
+            os._exit(0)
+        problem = _unfit(before | set(descriptors))
+        changed = stamps.changed()
+        if problem is not None:
+            _end(line, UNFIT + problem.encode(errors="replace"))
+        if changed is not None:
+            _end(line, STALE + os.fsencode(changed))
+        if _forked(line, descriptors):
+            return _task(int(message), descriptors, room, _changes(given), umask)
+
+
+def _as_given() -> dict[bytes, bytes]:
+    """Return the environment as it was before the interpreter and `site` had a say in it."""
+    with open("/proc/self/environ", "rb") as file:
+        return dict(text.split(b"=", 1) for text in file.read().split(b"\0") if b"=" in text)
+
+
+def _changes(given: dict[bytes, bytes]) -> dict[bytes, bytes | None]:
+    """Return what the interpreter and the imports changed: it holds for tasks as well."""
+    return {
+        name: os.environb.get(name)
+        for name in {*given, *os.environb}
+        if name != ROOM.encode() and os.environb.get(name) != given.get(name)
+    }
+
+
+def _end(line: socket.socket, last_words: bytes) -> None:
+    line.send(last_words[:1000])
+    os._exit(0)
+
+
+def _descriptors() -> dict[int, str]:
+    """Return what is open."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[int(number)] = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue  # the one that the list itself was read from
+    return found
+
+
+def _unfit(known: set[int], *, settle_s: float = 0.0) -> str | None:
+    """Return why tasks must not be forked from this process, or None."""
+    for number, name in _descriptors().items():
+        if number not in known:  # all tasks would share it; and CUDA's are among these
+            return f"importing left {name} open"
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        return "importing started CUDA"
+    if _has_children():
+        return "importing started processes"
+    until_s = time.monotonic() + settle_s
+    while (threads := len(os.listdir("/proc/self/task"))) > 1:
+        if time.monotonic() > until_s:
+            return f"importing started threads ({threads - 1})"
+        time.sleep(0.01)
+    return None
+
+
+def _has_children() -> bool:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return bool(file.read())
+    except OSError:
+        return False  # this kernel lists none
+
+
+def _fork_and_forget() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _leave_at_exit() -> None:
+    """Let the C library's exit end here: what was registered before is not run in tasks.
+
+    Destructors of a preloaded library's global objects take longer than many a task (a second
+    with torch), to free memory that the kernel frees anyway. Those of libraries that the task
+    itself loads are registered later, and so run before this.
+    """
+    libc = ctypes.CDLL(None)
+    on_exit = getattr(libc, "on_exit", None)  # glibc has it: the exit code is passed on
+    if on_exit is not None:
+        on_exit(libc._exit, None)
+        on_exit(libc.fcloseall, None)  # the last one is called first
+
+
+def _forked(line: socket.socket, descriptors: list[int]) -> bool:
+    """Fork twice; return True in the task, which is the worker's child by then."""
+    adopted, waiting = os.pipe()
+    try:
+        between = os.fork()
+    except OSError as error:
+        between = -1
+        line.send(BUSY + str(error).encode())
+    if between == 0:
+        try:
+            task = os.fork()
+        except OSError:
+            os._exit(1)
+        if task:
+            os._exit(0)
+        os.setsid()
+        line.close()
+        os.close(waiting)
+        os.read(adopted, 1)  # nothing comes: it is closed once the process between is gone
+        os.close(adopted)
+        return True
+    for descriptor in (adopted, *descriptors):
+        os.close(descriptor)
+    if between > 0 and os.waitpid(between, 0)[1] != 0:
+        line.send(BUSY + b"no room for another process")
+    os.close(waiting)
+    return False
+
+
+# --- the task --------------------------------------------------------------------------------
+
+
+def _task(
+    worker: int,
+    descriptors: list[int],
+    room: tuple[int, int],
+    changes: dict[bytes, bytes | None],
+    umask: int,
+) -> Order:
+    """Become the process of a task: session, descriptors, environment, seeds."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != worker:  # it died before the kernel knew whom to tell
+        os._exit(1)
+    channel = socket.socket(fileno=descriptors[0])
+    channel.sendall(HERE + b"%d" % os.getpid())
+    size_of_text = int(_read(channel, 20))
+    fields = _read(channel, size_of_text).split(b"\0")
+    kind, cwd = fields[:2]
+    count, skipped = int(fields[2]), int(fields[3])
+    argv = [os.fsdecode(field) for field in fields[4 : 4 + count]]
+    env = dict(field.split(b"=", 1) for field in fields[4 + count :])
+    try:
+        os.chdir(cwd)
+        order = _order_of(kind, argv[skipped])
+        _write_over(*room, env)
+    except (OSError, ValueError) as error:
+        channel.sendall(REFUSED + str(error).encode(errors="replace"))
+        os._exit(1)
+    os.umask(umask)
+    os.dup2(descriptors[1], 1)
+    os.dup2(descriptors[1], 2)
+    os.close(descriptors[1])
+    _set_environment(env, changes)
+    _show_command(argv)
+    _seed()
+    sys.path_importer_cache.clear()  # what folders contained when they were last looked into
+    sys.argv[:] = argv[skipped:]
+    if kind == MODULE:
+        sys.argv[0] = "-m"  # until it is found
+    orig_argv = getattr(sys, "orig_argv", None)
+    if orig_argv is not None:
+        orig_argv[:] = argv
+    channel.sendall(GOES)
+    channel.close()
+    return order
+
+
+def _order_of(kind: bytes, name: str) -> Order:
+    if kind == MODULE:
+        if name in sys.modules and not hasattr(sys.modules[name], "__path__"):
+            raise ValueError(f"{name} itself is imported already")
+        return Order(name, None)
+    path = name if os.path.isabs(name) else f"{os.getcwd()}/{name}"
+    with open(path, "rb") as file:
+        source = file.read()
+    if b"\0" in source:
+        raise ValueError(f"{name} contains a NUL character")  # another error than the interpreter's
+    return Order(path, source)
+
+
+def _read(channel: socket.socket, size: int) -> bytes:
+    """Return so many bytes; end when the worker does not want the task any more."""
+    parts = b""
+    while len(parts) < size:
+        part = channel.recv(size - len(parts))
+        if not part:
+            os._exit(1)
+        parts += part
+    return parts
+
+
+def _write_over(address: int, size: int, env: dict[bytes, bytes]) -> None:
+    """Write the task's variables where the kernel shows them to all, its mark first.
+
+    What `/proc/PID/environ` shows is the memory in which this program found its environment, and
+    there is room in it. The variables themselves are elsewhere by now.
+    """
+    mark = b"GPULEDGER_MARK"
+    names = sorted((name for name in env if name.startswith(b"GPULEDGER_")), key=mark.__ne__)
+    text = b"\0".join(b"%b=%b" % (name, env[name]) for name in names)
+    room = len(ROOM) + 1 + size
+    if len(text) > room:
+        text = text[: text.rfind(b"\0", 0, room)]
+    if mark + b"=" + env.get(mark, b"") not in text.split(b"\0"):
+        raise ValueError("there is no room for its mark")
+    start = address - len(ROOM) - 1
+    rest = b"\0" + ROOM.encode() + b"="  # an empty variable ends the list for some readers
+    filled = (text + rest).ljust(room) if len(text + rest) <= room else text.ljust(room, b"\0")
+    ctypes.memmove(start, filled, room)
+    with open("/proc/self/environ", "rb") as file:
+        if text not in file.read():
+            raise ValueError("the kernel does not show its mark")
+
+
+def _set_environment(env: dict[bytes, bytes], changes: dict[bytes, bytes | None]) -> None:
+    wanted = env | {name: value for name, value in changes.items() if value is not None}
+    for name in [name for name in os.environb if name not in wanted]:
+        del os.environb[name]
+    for name, value in wanted.items():
+        if name in changes and changes[name] is None:
+            os.environb.pop(name, None)
+        elif os.environb.get(name) != value:
+            os.environb[name] = value
+
+
+def _show_command(argv: list[str]) -> None:
+    """Let `ps` show the task's command, cut to the length of this program's."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    if 0 < start < end:
+        text = b"\0".join(map(os.fsencode, argv))[: end - start - 1]
+        ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+
+
+def _seed() -> None:
+    """Let random numbers begin anew, as in a new process (`random` itself does on a fork)."""
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None:
+        numpy.seed()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.seed()
+
+
+# --- what the interpreter does with a script -------------------------------------------------
+
+
+def fresh_main(names: dict[str, object]) -> types.ModuleType:
+    """Return a module as the interpreter makes it for a script, from our own at its beginning."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(names)
+    main.__doc__ = None
+    if "__annotations__" in names:
+        main.__annotations__ = {}
+    return main
+
+
+def code_of(order: Order, main: types.ModuleType) -> types.CodeType:
+    """Return the compiled script, its module prepared."""
+    main.__file__ = order.name
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", order.name)
+    return compile(order.source or b"", order.name, "exec", dont_inherit=True)
+
+
+def hide_this_file(names: dict[str, object]) -> None:
+    """Leave this file's frames out of the traceback of an error that nobody caught."""
+    hook = sys.excepthook
+
+    def excepthook(
+        kind: type[BaseException],
+        error: BaseException,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        sys.excepthook = hook
+        while traceback is not None and traceback.tb_frame.f_globals is names:
+            traceback = traceback.tb_next
+        error.__traceback__ = traceback
+        hook(kind, error, traceback)
+
+    sys.excepthook = excepthook
+
+
+if __name__ == "__main__":
+    _main = fresh_main({name: globals()[name] for name in list(globals()) if name[:2] == "__"})
+    sys.modules["__main__"] = _main
+    _order = serve()
+    try:
+        if _order.source is None:
+            import runpy
+
+            runpy._run_module_as_main(_order.name)  # type: ignore[attr-defined]
+        else:
+            exec(code_of(_order, _main), _main.__dict__)
+    except BaseException:
+        hide_this_file(globals())
+        raise
