@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 from rich.cells import cell_len
 
 from gpuledger.errors import LedgerBusy
+from gpuledger.ledger import Ledger
 from gpuledger.model import Selection, TaskState
 from gpuledger.ui.dialogs import KEYS, Help
 from gpuledger.ui.errands import Errands
 from gpuledger.ui.filters import selection_of
 from gpuledger.ui.logtail import TAIL_BYTES, read_tail
 from gpuledger.ui.tasks import PAGE, WINDOW, TasksScreen
+from gpuledger.where import BadWhere, parse_where
 from tests.cli_support import Lab, make_lab, sweep
 from tests.helpers import wait_until
 from tests.ui_support import Screen, on_screen
@@ -218,6 +221,12 @@ def test_a_filter_is_understood_word_by_word() -> None:
         sweep="exp", worker="a:gpu0", error="cuda"
     )
     assert selection_of("other:thing").text == "other:thing"
+    chosen = selection_of("failed where: lr > 0.01 and not seed == 2")
+    assert chosen.where == parse_where("lr > 0.01 and not seed == 2")
+    assert chosen == replace(Selection(states=frozenset({TaskState.FAILED})), where=chosen.where)
+    assert selection_of("where:") == Selection()
+    with pytest.raises(BadWhere):
+        selection_of("where: lr >")
 
 
 def test_a_filter_narrows_the_tasks_until_escape(lab: Lab) -> None:
@@ -239,6 +248,44 @@ def test_a_filter_narrows_the_tasks_until_escape(lab: Lab) -> None:
         await screen.until_seen("no sweep is named 'exp3'")
 
     on_screen(lab.ledger, look)
+
+
+def test_a_condition_is_understood_once_it_is_complete(lab: Lab) -> None:
+    async def look(screen: Screen) -> None:
+        await screen.press("t", "slash")
+        await screen.type("where: lr <")
+        await screen.until_seen("where: lr <: ", "exp1_0_42")
+        await screen.type(" 0.01")
+        await screen.until_gone("exp1_0_42")
+        await screen.until_seen("/where: lr < 0.01", "exp1_2_42", "exp2_2_42")
+
+    on_screen(lab.ledger, look)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("f", "nothing failed"), ("w", "no worker is running: gpuledger work"), ("t", "no tasks yet")],
+)
+def test_an_empty_list_says_why(tmp_path: Path, key: str, said: str) -> None:
+    empty = Ledger.create(tmp_path / ".gpuledger")
+
+    async def look(screen: Screen) -> None:
+        await screen.press(key)
+        await screen.until_seen(said)
+        await screen.press("slash")
+        await screen.type("xyz")
+        await screen.until_seen("matches /xyz")
+
+    on_screen(empty, look)
+
+
+def test_at_80_columns_every_key_of_a_list_is_to_be_seen(lab: Lab) -> None:
+    async def look(screen: Screen) -> None:
+        for key in ("f", "t", "w"):
+            await screen.press(key)
+            await screen.until_seen("Open", "/ Filter", "r Retry", "c Cancel", "? Help", "q Quit")
+
+    on_screen(lab.ledger, look, size=(80, 24))
 
 
 def test_of_one_sweep_nothing_else_is_shown(lab: Lab) -> None:

@@ -37,7 +37,14 @@ class Screen:
         await self.pilot.press(*keys)
 
     async def type(self, text: str) -> None:
-        names = {" ": "space", "=": "equals_sign", ":": "colon", "/": "slash", ".": "full_stop"}
+        names = {
+            " ": "space",
+            "<": "less_than_sign",
+            "=": "equals_sign",
+            ":": "colon",
+            "/": "slash",
+            ".": "full_stop",
+        }
         await self.pilot.press(*(names.get(letter, letter) for letter in text))
 
     async def until(self, condition: Callable[[], Any], *, timeout_s: float = 20.0) -> None:

@@ -35,11 +35,11 @@ class LedgerApp(App[None]):
     CSS = "Toast { max-width: 100%; }"
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("s", "status", "Status"),
+        Binding("s", "status", "Status", show=False),
         Binding("f", "go('failures')", "Failures"),
         Binding("t", "go('tasks')", "Tasks"),
         Binding("w", "go('workers')", "Workers"),
-        Binding("p", "screen.pause", "Pause"),
+        Binding("p", "screen.pause", "Pause", show=False),  # 80 columns have no room for all
         Binding("question_mark", "help", "Help"),
         Binding("q", "quit", "Quit"),
         Binding("ctrl+z", "suspend_process", show=False, priority=True),

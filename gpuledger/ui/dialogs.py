@@ -34,7 +34,11 @@ KEYS = (
     ("arrows, PgUp, PgDn, Home, End", "move"),
     ("Enter", "open the selected task: parameters, attempts, traceback, log"),
     ("Tab, l", "in a task: between what is known of it and its log"),
-    ("/", "filter; in tasks: a state, sweep:NAME, worker:NAME, error:TEXT, or any text"),
+    (
+        "/",
+        "filter; in tasks: a state, sweep:NAME, worker:NAME, error:TEXT, where:CONDITION,"
+        " or any text",
+    ),
     ("r", "retry what is selected"),
     ("c", "cancel what is selected"),
     ("p", "pause or resume a sweep"),

@@ -37,7 +37,8 @@ class FailuresScreen(ListScreen):
         def draw(width: int) -> Drawn:
             return [], [cause_lines(cause, now=snapshot.taken_at, width=width) for cause in found]
 
-        self.rows.show(Table(keys=list(self._causes), draw=draw))
+        none = self.nothing("nothing failed, or all of it is mended", "failure")
+        self.rows.show(Table(keys=list(self._causes), draw=draw, empty=none))
 
     def on_rows_chosen(self, message: Rows.Chosen) -> None:
         """Open the task that failed last in this way."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from gpuledger.model import Selection, TaskState
+from gpuledger.where import parse_where
 
 
 def selection_of(text: str) -> Selection:
     """Return the tasks that are meant.
 
     A word that is a state narrows to it, as `sweep:NAME`, `worker:NAME` and `error:TEXT` do;
-    all else, taken together, is looked for in names, parameters (`lr=0.1`) and errors.
+    what follows `where:` is a condition as that of `--where`; raises BadWhere where it is none
+    (yet). All else, taken together, is looked for in names, parameters (`lr=0.1`) and errors.
     """
+    text, _, condition = text.partition("where:")
     states = set()
     named: dict[str, str] = {}
     rest = []
@@ -28,4 +31,5 @@ def selection_of(text: str) -> Selection:
         error=named.get("error"),
         states=frozenset(states),
         text=" ".join(rest) or None,
+        where=parse_where(condition.strip()) if condition.strip() else None,
     )

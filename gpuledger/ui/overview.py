@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.text import Text
+from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
 from gpuledger.display.status import status_lines
@@ -22,6 +23,8 @@ class OverviewScreen(LedgerScreen):
     OverviewScreen #headline { display: none; }
     OverviewScreen #status { overflow-y: hidden; scrollbar-gutter: auto; }
     """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("p", "pause", "Pause")]
+
     name_shown: ClassVar[str] = "status"
 
     def body(self) -> Sequence[Widget]:

@@ -17,6 +17,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from gpuledger.display.cells import cut
+
 Drawn = tuple[list[Text], list[list[Text]]]
 """The lines that stay at the top, and the lines of each row."""
 
@@ -42,10 +44,12 @@ class Table:
     Attributes:
         keys: One for each row, all different.
         draw: Returns the lines for a width in cells.
+        empty: What is said when there is no row.
     """
 
     keys: Sequence[str]
     draw: Callable[[int], Drawn]
+    empty: str = ""
 
 
 def strip_of(text: Text, console: Console, width: int) -> Strip:
@@ -175,6 +179,8 @@ class Rows(ScrollView, can_focus=True):
     def _lay_out(self) -> None:
         width = self.scrollable_content_region.width or self.size.width
         self._heading, blocks = self._table.draw(max(width, 1)) if width else ([], [])
+        if not blocks and self._table.empty:
+            self._heading = [Text(cut(self._table.empty, width), style="dim")]
         self._lines, self._starts = [], []
         for row, block in enumerate(blocks):
             self._starts.append(len(self._lines))

@@ -181,6 +181,10 @@ class ListScreen(LedgerScreen):
         """What the rows are narrowed to; '' for no filter."""
         return self.query_one("#filter", Input).value.strip()
 
+    def nothing(self, because: str, noun: str) -> str:
+        """Return what an empty list says."""
+        return f"no {noun} matches /{one_line(self.filter_text)}" if self.filter_text else because
+
     def filtered(self) -> None:
         """Called when the filter is another one."""
         self.refresh_all()

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gpuledger.cli.live import pause_after
 from gpuledger.display.tasks import task_lines
+from gpuledger.display.text import one_line
 from gpuledger.errors import LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.model import Selection, Snapshot, TaskRecord, TaskState
@@ -18,6 +19,7 @@ from gpuledger.ui.rows import Drawn, Rows, Table
 from gpuledger.ui.screens import ListScreen
 from gpuledger.ui.session import Session
 from gpuledger.ui.task import TaskScreen
+from gpuledger.where import BadWhere
 
 PAGE = 100
 WINDOW = 3 * PAGE
@@ -86,7 +88,7 @@ class TasksScreen(ListScreen):
     """One line for each task."""
 
     name_shown: ClassVar[str] = "tasks"
-    hint: ClassVar[str] = "failed, sweep:NAME, worker:NAME, error:TEXT, lr=0.1, any text"
+    hint: ClassVar[str] = "failed, sweep:NAME, worker:NAME, error:TEXT, where:CONDITION, any text"
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -109,7 +111,12 @@ class TasksScreen(ListScreen):
 
     def filtered(self) -> None:
         """Begin with the first tasks of another selection."""
-        chosen = selection_of(self.filter_text)
+        try:
+            chosen = selection_of(self.filter_text)
+        except BadWhere as problem:  # the tasks stay as they are until it can be read
+            self.note = f"/{one_line(self.filter_text)}: {problem}"
+            self.show_headline(self.session.reader.latest())
+            return
         selection = replace(chosen, sweep=chosen.sweep or self.session.sweep)
         self._selection = selection
         self._window = Window()
@@ -176,7 +183,7 @@ class TasksScreen(ListScreen):
 
     def _take(self, window: Window, jump: bool | None) -> None:
         self._window = window
-        self.note = f"/{self.filter_text}" if self.filter_text else ""
+        self.note = f"/{one_line(self.filter_text)}" if self.filter_text else ""
         records = window.records
 
         def draw(width: int) -> Drawn:
@@ -185,5 +192,7 @@ class TasksScreen(ListScreen):
 
         ends = {True: -1, False: 0}
         select = records[ends[jump]].task if jump is not None and records else None
-        self.rows.show(Table(keys=[record.task for record in records], draw=draw), select=select)
+        none = self.nothing("no tasks yet: gpuledger init sweep.toml", "task")
+        keys = [record.task for record in records]
+        self.rows.show(Table(keys=keys, draw=draw, empty=none), select=select)
         self.show_headline(self.session.reader.latest())

@@ -36,7 +36,8 @@ class WorkersScreen(ListScreen):
             )
             return lines[:1], [[line] for line in lines[1:]]
 
-        self.rows.show(Table(keys=list(self._workers), draw=draw))
+        none = self.nothing("no worker is running: gpuledger work --gpu 0", "worker")
+        self.rows.show(Table(keys=list(self._workers), draw=draw, empty=none))
 
     def on_rows_chosen(self, message: Rows.Chosen) -> None:
         """Open the worker's task."""
