@@ -146,30 +146,26 @@ def _first_pending(
     time_left_s: float | None,
 ) -> int | None:
     """Return the id of the task that `worker` should take, or None."""
-    for sweep_id in _sweeps_in_order(db, worker, sweeps, time_left_s):
+    for _, _, sweep_id in heads_in_order(db, worker, sweeps, time_left_s):
         for row in db.execute(FIRST_PENDING, (sweep_id,)):
-            if row["failures"] == 0 or _is_for(db, row["id"], worker, now=now):
+            if row["failures"] == 0 or is_for(db, row["id"], worker, now=now):
                 return int(row["id"])
     return None
 
 
-def next_sweep(db: sqlite3.Connection, worker: WorkerIdentity, sweeps: Sequence[str]) -> int | None:
-    """Return the id of the sweep whose first pending task comes next, or None."""
-    return next(iter(_sweeps_in_order(db, worker, sweeps, None)), None)
-
-
-def _sweeps_in_order(
+def heads_in_order(
     db: sqlite3.Connection,
     worker: WorkerIdentity,
     sweeps: Sequence[str],
     time_left_s: float | None,
-) -> list[int]:
+) -> list[tuple[int, int, int]]:
+    """Return the first free task of each sweep: negative priority, its id, the sweep's id."""
     heads: list[tuple[int, int, int]] = []
     for sweep in _claimable_sweeps(db, worker, sweeps, time_left_s):
         head = db.execute(FIRST_PENDING + " LIMIT 1", (sweep["id"],)).fetchone()
         if head is not None:
             heads.append((-head["priority"], head["id"], sweep["id"]))
-    return [sweep_id for _, _, sweep_id in sorted(heads)]
+    return sorted(heads)
 
 
 def _claimable_sweeps(
@@ -204,7 +200,7 @@ def usual_s(sweep: sqlite3.Row, settings: RunSettings) -> float | None:
     return sweep["completed_s"] / sweep["completed_n"] if sweep["completed_n"] else None
 
 
-def _is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now: float) -> bool:
+def is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now: float) -> bool:
     """Apply `may_run_on` to a task that has failed before."""
     task = db.execute(
         "SELECT task.*, sweep.settings FROM task JOIN sweep ON sweep.id = sweep_id"

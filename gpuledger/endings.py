@@ -24,7 +24,7 @@ from gpuledger.model import (
     settings_from_json,
     state_after,
 )
-from gpuledger.operations import record_event
+from gpuledger.operations import event_values, insert_events, record_event
 from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
 
@@ -36,7 +36,6 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
     """Close one open attempt and move its task on: the only way an attempt ends."""
     task = task_row(db, token)
     settings = settings_from_json(task["settings"])
-    counted = ending.outcome in COUNTED_AS_FAILURE
     closed = db.execute(
         "UPDATE attempt SET outcome = :outcome, ended_at = :now, duration_s = :duration,"
         " counted = :counted, exit_code = :exit_code, signal = :signal, error = :error,"
@@ -45,17 +44,7 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
         " WHERE task_id = :task AND number = :number AND nonce = :nonce"
         " AND outcome IS NULL",
         {
-            "outcome": ending.outcome,
-            "now": now,
-            "duration": ending.duration_s,
-            "counted": int(counted),
-            "exit_code": ending.exit_code,
-            "signal": ending.signal,
-            "error": ending.error,
-            "traceback": ending.traceback,
-            "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
-            "memory_peak": ending.memory_peak_mib,
-            **_origin(ending),
+            **columns(ending, now=now),
             "task": task["id"],
             "number": token.number,
             "nonce": token.nonce,
@@ -63,7 +52,7 @@ def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> 
     )
     if closed.rowcount != 1:
         return _ended_before(db, task, token, ending, settings, now=now)
-    failures = task["failures"] + counted
+    failures = task["failures"] + (ending.outcome in COUNTED_AS_FAILURE)
     losses = task["losses"] + (ending.outcome is Outcome.LOST)
     state = state_after(
         ending.outcome,
@@ -179,13 +168,22 @@ def _record_ending(
         "SELECT worker FROM attempt WHERE task_id = ? AND number = ?",
         (task["id"], token.number),
     ).fetchone()
-    record_event(
-        db,
+    insert_events(db, [ended_event(token, attempt["worker"], ending, ended, at=now)])
+    keep_packages(db, ending)
+    if ending.outcome is Outcome.COMPLETED:
+        note_success(db, task["sweep_id"], count=1, took_s=ending.duration_s or 0.0)
+
+
+def ended_event(
+    token: Token, worker: str, ending: Ending, ended: Ended, *, at: float
+) -> tuple[object, ...]:
+    """Return the event's row that says how an attempt ended."""
+    return event_values(
         ending.outcome,
-        at=now,
+        at=at,
         task=token.task,
         number=token.number,
-        worker=attempt["worker"],
+        worker=worker,
         failures=ended.failures,
         max_attempts=ended.max_attempts,
         state=ended.state,
@@ -193,13 +191,32 @@ def _record_ending(
         duration_s=ending.duration_s,
         metrics=dict(ending.metrics),
     )
-    _keep_packages(db, ending)
-    if ending.outcome is Outcome.COMPLETED:
-        db.execute(
-            "UPDATE sweep SET failing = '{}', completed_n = completed_n + 1,"
-            " completed_s = completed_s + ? WHERE id = ?",
-            (ending.duration_s or 0.0, task["sweep_id"]),
-        )
+
+
+def note_success(db: sqlite3.Connection, sweep_id: int, *, count: int, took_s: float) -> None:
+    """Count completed tasks of a sweep: whatever failed before, it is not what is broken."""
+    db.execute(
+        "UPDATE sweep SET failing = '{}', completed_n = completed_n + ?,"
+        " completed_s = completed_s + ? WHERE id = ?",
+        (count, took_s, sweep_id),
+    )
+
+
+def columns(ending: Ending, *, now: float) -> dict[str, object]:
+    """Return the values of the columns that an ended attempt has."""
+    return {
+        "outcome": ending.outcome,
+        "now": now,
+        "duration": ending.duration_s,
+        "counted": int(ending.outcome in COUNTED_AS_FAILURE),
+        "exit_code": ending.exit_code,
+        "signal": ending.signal,
+        "error": ending.error,
+        "traceback": ending.traceback,
+        "metrics": json.dumps(dict(ending.metrics)) if ending.metrics else None,
+        "memory_peak": ending.memory_peak_mib,
+        **_origin(ending),
+    }
 
 
 def _origin(ending: Ending) -> dict[str, str | None]:
@@ -212,7 +229,7 @@ def _origin(ending: Ending) -> dict[str, str | None]:
     }
 
 
-def _keep_packages(db: sqlite3.Connection, ending: Ending) -> None:
+def keep_packages(db: sqlite3.Connection, ending: Ending) -> None:
     """Keep the list of an environment's packages, once."""
     if ending.origin is not None and ending.origin.packages is not None:
         db.execute(

@@ -12,6 +12,7 @@ change) and `queries.py` (what everybody asks).
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 from gpuledger import batches, claims, endings, operations, queries
 from gpuledger.clock import Clock, SystemClock
-from gpuledger.errors import LedgerDamaged
+from gpuledger.errors import LedgerDamaged, LedgerError
 from gpuledger.model import (
     COUNTED_AS_FAILURE,
     Claim,
@@ -221,8 +222,9 @@ class Ledger:
         running: Token | None = None,
         hold: int = 0,
         sweeps: Sequence[str] = (),
+        time_left_s: float | None = None,
     ) -> Settled:
-        """Record short attempts that ended, open the one that runs, and hold the next tasks.
+        """Record attempts that ended, open the one that runs, and hold or claim what is next.
 
         What the worker held and is not named here is given back, uncounted.
 
@@ -230,12 +232,13 @@ class Ledger:
             worker: As `register` returned it.
             finished: In the order in which they ran.
             running: A held task that was started and has not ended; None: there is none.
-            hold: At most so many tasks, and no more than a fair share of what is pending.
+            hold: At most so many tasks, and no more than a fair share of what is free; where
+                that is less than two, one is claimed in the ordinary way. 0: neither.
             sweeps: Only tasks of these; empty means of all.
+            time_left_s: Only tasks that usually end within it; None means any.
 
         Raises:
-            LeaseLost: The worker was found dead meanwhile, or `running` is not its own any more;
-                nothing was recorded.
+            LeaseLost: The worker was found dead meanwhile; nothing was recorded.
         """
 
         def change(db: sqlite3.Connection) -> Settled:
@@ -246,10 +249,26 @@ class Ledger:
                 running=running,
                 hold=hold,
                 sweeps=sweeps,
+                time_left_s=time_left_s,
                 now=self._clock.now(),
             )
 
         return self.store.write(change, operation="settle")
+
+    def deliver(self, worker: str, finished: Finished) -> Ended:
+        """Record an ending that its worker could not: it is gone, or was found dead meanwhile.
+
+        Args:
+            worker: Name of the worker that ran the attempt.
+            finished: How it ended. The success of a task that was only held counts, too, as long
+                as nobody else has the task.
+
+        Raises:
+            LeaseLost: Others have the task; nothing was recorded.
+        """
+        return self.store.write(
+            lambda db: batches.deliver(db, worker, finished), operation="deliver"
+        )
 
     def confirm(self, worker: WorkerIdentity) -> bool:
         """Tell whether the worker still counts as alive: False when it was reaped."""
@@ -357,18 +376,20 @@ class Ledger:
             operation="cancel",
             long=True,
         )
-        if kill and change.running:
-            self.store.nudge()
+        if change.changed or (kill and change.running):
+            self._nudge()
         return change
 
     def pause(self, sweep: str | None, *, reason: str = "by an operator") -> tuple[str, ...]:
         """Pause one sweep or all: nothing of it is claimed; return the names that changed."""
         now = self._clock.now()
-        return self.store.write(
+        names = self.store.write(
             lambda db: operations.pause(db, sweep, reason=reason, now=now),
             operation="pause",
             long=True,
         )
+        self._nudge()
+        return names
 
     def resume(self, sweep: str | None) -> tuple[str, ...]:
         """Let one sweep or all go on; return the names that changed."""
@@ -381,11 +402,13 @@ class Ledger:
 
     def set_priority(self, selection: Selection, priority: int) -> int:
         """Give tasks that are not ended another priority; return how many there were."""
-        return self.store.write(
+        changed = self.store.write(
             lambda db: operations.set_priority(db, selection, priority),
             operation="set",
             long=True,
         )
+        self._nudge()
+        return changed
 
     def snapshot(self, *, sweep: str | None = None) -> Snapshot:
         """Return everything `status` shows."""
@@ -478,6 +501,14 @@ class Ledger:
     def latest_event(self) -> int:
         """Return the number of the newest event; 0 when there is none."""
         return self.store.read(queries.latest_event)
+
+    def _nudge(self) -> None:
+        """Workers may hold what was pending, or run what is to be stopped: let them look.
+
+        What was changed stands, whether they can be told or not.
+        """
+        with contextlib.suppress(LedgerError):
+            self.store.nudge()
 
     def _end_and_claim(
         self,

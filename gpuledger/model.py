@@ -5,6 +5,7 @@ Everything here is frozen and pure; nothing here reads a file, a clock or the le
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -113,8 +114,12 @@ def settings_to_json(settings: RunSettings) -> str:
     return json.dumps(asdict(settings), sort_keys=True)
 
 
+@functools.lru_cache(maxsize=256)
 def settings_from_json(text: str) -> RunSettings:
-    """Return kept settings; names that this version does not know are left out."""
+    """Return kept settings; names that this version does not know are left out.
+
+    The value is immutable and its text is the same for all tasks of a sweep: it is read once.
+    """
     kept = json.loads(text)
     values = {field.name: kept[field.name] for field in fields(RunSettings) if field.name in kept}
     values["command"] = tuple(values["command"])
@@ -261,11 +266,15 @@ class Settled:
 
     Attributes:
         ended: `LeaseLost` for those that were not its own any more.
-        held: The next tasks to start; empty: claim in the ordinary way.
+        lost_running: Why the task that runs is not the worker's any more, or None.
+        held: The next tasks to start.
+        next: What an ordinary claim found, where nothing could be held.
     """
 
-    ended: tuple[Ended | LeaseLost, ...]
+    ended: tuple[Ended | LeaseLost, ...] = ()
+    lost_running: LeaseLost | None = None
     held: tuple[Claim, ...] = ()
+    next: Claim | NothingToDo | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpuledger import queries
@@ -40,10 +40,28 @@ def record_event(
     **data: Any,
 ) -> None:
     """Append one event for people who follow; None values are left out of its data."""
+    insert_events(db, [event_values(kind, at=at, task=task, number=number, worker=worker, **data)])
+
+
+def event_values(
+    kind: str,
+    *,
+    at: float,
+    task: str | None = None,
+    number: int | None = None,
+    worker: str | None = None,
+    **data: Any,
+) -> tuple[object, ...]:
+    """Return an event's row, for `insert_events`."""
     told = {key: value for key, value in data.items() if value is not None}
-    db.execute(
+    return (at, kind, task, number, worker, json.dumps(told) if told else "{}")
+
+
+def insert_events(db: sqlite3.Connection, events: Sequence[tuple[object, ...]]) -> None:
+    """Append several events."""
+    db.executemany(
         "INSERT INTO event (at, kind, task, number, worker, data) VALUES (?, ?, ?, ?, ?, ?)",
-        (at, kind, task, number, worker, json.dumps(told)),
+        events,
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpuledger.model import Ending, Token, WorkerIdentity, ending_from
+from gpuledger.model import Finished, Token, WorkerIdentity, ending_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,16 @@ class Letter:
     """One outcome on its way to the ledger, and whose it is."""
 
     path: Path
-    token: Token
-    ending: Ending
+    worker: str
+    finished: Finished
     machine: str
     pid: int
     pid_start: int
+
+    @property
+    def token(self) -> Token:
+        """The attempt's."""
+        return self.finished.token
 
 
 def outbox_folder(ledger_uuid: str) -> Path | None:
@@ -52,12 +57,13 @@ def outbox_folder(ledger_uuid: str) -> Path | None:
     return folder / ledger_uuid
 
 
-def post(folder: Path, worker: WorkerIdentity, token: Token, ending: Ending) -> Letter:
+def post(folder: Path, worker: WorkerIdentity, finished: Finished) -> Letter:
     """Keep one outcome; it is on the disk, whole, when this returns. May raise OSError."""
+    token = finished.token
     letter = Letter(
-        path=folder / f"{token.nonce}-{token.number}.json",
-        token=token,
-        ending=ending,
+        path=folder / f"{token.nonce}-{token.task}-{token.number}.json",
+        worker=worker.name,
+        finished=finished,
         machine=worker.machine,
         pid=worker.pid,
         pid_start=worker.pid_start,
@@ -78,9 +84,13 @@ def letters(folder: Path) -> Iterator[Letter]:
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(path.read_text(encoding="utf-8"))
-            ending = ending_from(kept["ending"])
-            token = Token(**kept["token"])
-            yield Letter(**{**kept, "path": path, "token": token, "ending": ending})
+            finished = kept["finished"]
+            values = {
+                "token": Token(**finished["token"]),
+                "ending": ending_from(finished["ending"]),
+            }
+            kept["finished"] = Finished(**{**finished, **values})
+            yield Letter(**{**kept, "path": path})
 
 
 def forget(letter: Letter) -> None:

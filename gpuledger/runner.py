@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Surroundings:
         clock: This machine's.
         gpu_lost: Which GPU of the task has been gone for a while, or None.
         time_is_up: Why the task must be handed back because this worker's time ends, or None.
+        tick_s: How long to wait until the next look at all this.
     """
 
     worker: WorkerIdentity
@@ -76,6 +78,7 @@ class Surroundings:
     clock: Clock
     gpu_lost: Callable[[], str | None] = lambda: None
     time_is_up: Callable[[], str | None] = lambda: None
+    tick_s: Callable[[], float] = lambda: TICK_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +163,7 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
         LeaseGone: The worker was found dead meanwhile; nothing is to be recorded.
         OSError: Its files cannot be made; nothing was started.
     """
-    task_dir = files.task_dir
-    for folder in (task_dir.parent.parent, task_dir.parent, task_dir):
-        make_folder(folder)
+    _make_room(files)
     began_s = around.clock.boottime()
     ooms = oom_kill_count()
     try:
@@ -196,7 +197,7 @@ def _start(claim: Claim, files: Files, around: Surroundings) -> RunningTask | Ve
         preload=settings.preload,
     )
     while (task := around.launcher.start(order)) is None:
-        around.signals.wait(TICK_S, also=[around.launcher.fileno()])
+        around.signals.wait(around.tick_s(), also=[around.launcher.fileno()])
         if around.lease() == "lost":
             raise LeaseGone
         verdict = _asked_to_end(claim, around)
@@ -205,12 +206,27 @@ def _start(claim: Claim, files: Files, around: Surroundings) -> RunningTask | Ve
     return task
 
 
+def _make_room(files: Files) -> None:
+    """Make the task's folder; move aside what an attempt of this number left behind.
+
+    One that ended with its worker before the ledger knew of it counts for nothing: its output and
+    its report are not this one's.
+    """
+    task_dir = files.task_dir
+    was_there = task_dir.exists()
+    for folder in (task_dir.parent.parent, task_dir.parent, task_dir):
+        make_folder(folder)
+    for path in (files.log, files.report) if was_there else ():
+        with suppress(FileNotFoundError):
+            path.rename(path.with_name(f"unrecorded-{path.name}"))
+
+
 def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -> Verdict | None:
     """Wait for the end of the task and of all that it started; end it early when it must."""
     limits = _Limits(claim, files, around.clock)
     frozen = False
     while True:
-        around.signals.wait(TICK_S, also=[task.fileno()])
+        around.signals.wait(around.tick_s(), also=[task.fileno()])
         if task.poll() is not None:
             _end(task, claim, around, grace_s=claim.settings.kill_grace_s)
             return _died_with_us(task.poll(), around)

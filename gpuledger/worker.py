@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -37,8 +38,10 @@ from gpuledger.model import (
     Claim,
     Ended,
     Ending,
+    Finished,
     NothingToDo,
     Outcome,
+    Settled,
     TaskState,
     Token,
     WorkerIdentity,
@@ -47,6 +50,7 @@ from gpuledger.origin import Origin
 from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
 from gpuledger.process import is_alive, kill_marked
 from gpuledger.pulse import Pulse
+from gpuledger.rhythm import Rhythm
 from gpuledger.signals import Signals
 
 T = TypeVar("T")
@@ -63,6 +67,8 @@ LOOK_AGAIN_S = 5.0
 LOOK_AGAIN_PER_WORKER_S = 0.1  # ten locks a second in all, where tasks wait that none may take
 HASTY_LOCK_S = 2.0
 """How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
+
+SHORTEST_TICK_S = 0.05
 
 SOON_S = 0.1
 QUIET_S = 2.0
@@ -119,6 +125,19 @@ class Tools:
     allocation: Allocation | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """An attempt that ended here and that the ledger does not know of yet."""
+
+    claim: Claim
+    finished: Finished
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended."""
+        return self.finished.ending
+
+
 class Worker:
     """One worker: runs one task after another until told to leave, or nothing is left.
 
@@ -156,6 +175,14 @@ class Worker:
         self._outlook_s = -LOOK_AGAIN_S
         self._outlook_seen: int | None = None
         self._told: str | None = None
+        self._rhythm = Rhythm(tools.clock)
+        self._held: deque[Claim] = deque()
+        self._held_nudge = self._nudge
+        self._unopened: Claim | None = None
+        self._done: list[Done] = []
+        self._visit_again_s = 0.0
+        self._taken_away: str | None = None
+        self._pause_s = 0.0
 
     def run(self) -> None:
         """Work until told to leave, or until nothing is left to do."""
@@ -165,7 +192,10 @@ class Worker:
         try:
             claim = self._next()
             while claim is not None:
-                claim = self._work_on(claim) or self._next()
+                began_s = self._tools.clock.boottime()
+                is_over = self._work_on(claim)
+                self._rhythm.task_took(self._tools.clock.boottime() - began_s)
+                claim = (self._go_on() if is_over else None) or self._next()
         finally:
             self._sign_off()
 
@@ -188,6 +218,7 @@ class Worker:
         return True
 
     def _enlist_again(self) -> bool:
+        self._deliver_late()
         self._pulse.stop()
         self._lookout.close()
         self._say("found dead by others (no sign of life for too long): signing on anew")
@@ -215,12 +246,16 @@ class Worker:
             if is_alive(letter.machine, letter.pid, letter.pid_start):
                 continue
             try:
-                self._tell(letter.token, letter.ending, then=None)
+                self._deliver(letter)
             except LeaseLost:
                 self._say(f"{letter.token.task}: a late outcome came too late, others have it")
             except LedgerError:
                 continue  # the next worker tries again
             outbox.forget(letter)
+
+    def _deliver(self, letter: outbox.Letter) -> None:
+        self._hasten()
+        self._in_this_epoch(lambda: self.ledger.deliver(letter.worker, letter.finished))
 
     # --- finding work -------------------------------------------------------------------------
 
@@ -419,12 +454,13 @@ class Worker:
 
     # --- one attempt --------------------------------------------------------------------------
 
-    def _work_on(self, claim: Claim) -> Claim | None:
-        """Run one attempt and record its end; return the next claim when there is one already."""
+    def _work_on(self, claim: Claim) -> bool:
+        """Run one attempt; False when this worker was found dead and began anew."""
         files = runner.files_of(self.ledger.folder, claim)
         self._say(claimed_line(claim, self.me.name))
         self._pulse.show(claim, files.report)
-        self._diary.started(claim, at=self._tools.clock.now())
+        started_at = self._tools.clock.now()
+        self._diary.started(claim, at=started_at)
         self.attempts_run += 1
         self._origins.begin(self._start_of(claim, files))
         if self._gpus is not None:
@@ -432,22 +468,37 @@ class Worker:
         try:
             ending = runner.run(claim, files, self._surroundings(claim, files))
         except runner.LeaseGone:
-            self._say(f"{claim.task}: lease lost, its processes were killed")
-            self._enlist_again()
-            return None
+            return self._without_lease(claim)
         except OSError as error:
-            self._release_unstarted(claim, error)
-            return None
+            self._release_unstarted(claim, error, started_at=started_at)
+            return True
         finally:
             memory_peak_mib = self._gpus.end() if self._gpus is not None else None
             self._pulse.show(None)
         ending = replace(ending, memory_peak_mib=memory_peak_mib, origin=self._origin())
-        ending = self._judged(ending)
-        ended = self._record(claim, ending)
-        if ended is None:
-            return None
-        self._after(claim, ending, ended)
-        return ended.next if isinstance(ended.next, Claim) else None
+        self._note_end(claim, self._judged(ending), started_at=started_at)
+        return True
+
+    def _note_end(self, claim: Claim, ending: Ending, *, started_at: float) -> None:
+        """Remember that an attempt is over, until the ledger knows."""
+        self._unopened = None
+        ended_at = self._tools.clock.now()
+        self._diary.ended(claim.token, ending, at=ended_at)
+        finished = Finished(
+            token=claim.token, ending=ending, started_at=started_at, ended_at=ended_at
+        )
+        self._done.append(Done(claim=claim, finished=finished))
+
+    def _without_lease(self, claim: Claim) -> bool:
+        """The running task was killed: it, or all that this worker had, is not its own now."""
+        why, self._taken_away = self._taken_away, None
+        if why is not None:
+            self._say(f"{why}; its processes were killed")
+            self._diary.refused(claim.token, at=self._tools.clock.now())
+            return True
+        self._say(f"{claim.task}: lease lost, its processes were killed")
+        self._enlist_again()
+        return False
 
     def _start_of(self, claim: Claim, files: runner.Files) -> Start:
         return Start(
@@ -487,7 +538,14 @@ class Worker:
             started=self._pulse.covers,
             environ=self._tools.environ,
             clock=self._tools.clock,
+            tick_s=self._tick_s,
         )
+
+    def _tick_s(self) -> float:
+        """Return how long the running task may go unwatched."""
+        if self._unopened is None:
+            return runner.TICK_S
+        return min(max(self._rhythm.due_in_s(), SHORTEST_TICK_S), runner.TICK_S)
 
     def _time_left_s(self) -> float | None:
         allocation = self._tools.allocation
@@ -515,7 +573,9 @@ class Worker:
         self._tell_drain()
         self._reap(busy=True)
         self._keeper.see_to_it()
-        if self._was_taken_away(claim):
+        if self._unopened is not None and not self._open_running(claim):
+            return "lost"
+        if self._unopened is None and self._was_taken_away(claim):
             return "lost"
         if not self._pulse.lapsed():
             return "ours"
@@ -567,38 +627,166 @@ class Worker:
 
     # --- recording ----------------------------------------------------------------------------
 
-    def _record(self, claim: Claim, ending: Ending) -> Ended | None:
-        """Record an outcome, however long it takes; None when others have the task now.
+    def _go_on(self) -> Claim | None:
+        """Return the next task when there is one already; the ledger hears what it must."""
+        while self._held or self._done:
+            if self._may_start_held():
+                self._unopened = self._held.popleft()
+                return self._unopened
+            claim = self._visit()
+            if claim is not None:
+                return claim
+        return None
 
-        While the ledger is out of reach the outcome is on this machine's disk, too.
+    def _may_start_held(self) -> bool:
+        """Tell whether a held task may start without another word to the ledger."""
+        if not self._held or self._wants_next() is None:
+            return False
+        if any(done.ending.outcome is not Outcome.COMPLETED for done in self._done):
+            return False
+        # An operator's change may mean what is held: cancelled, paused, less urgent.
+        return self._rhythm.has_time() and self.ledger.store.last_nudge() == self._held_nudge
+
+    def _visit(self) -> Claim | None:
+        """Record what is done, however long it takes, and give back what is held.
+
+        Returns:
+            The next task when its attempt is open already; others may be held instead. None as
+            well when others have what was done, or when the next worker has to record it.
         """
-        letter: outbox.Letter | None = None
+        if self._rhythm.count() > 1:  # between short tasks is the only time to look around
+            self._reap(busy=True)
+            self._keeper.see_to_it()
+        letters: list[outbox.Letter] = []
         backoff_s = FIRST_BACKOFF_S
-        self._diary.ended(claim.token, ending, at=self._tools.clock.now())
+        told = False
         while True:
             try:
-                ended = self._tell(claim.token, ending, then=self._wants_next())
+                settled = self._settle(hold=self._how_many())
                 break
-            except LeaseLost as lost:
-                self._say(f"{lost.problem}")
-                self._diary.refused(claim.token, at=self._tools.clock.now())
-                ended = None
+            except LeaseLost:
+                self._enlist_again()
+                settled = Settled()
                 break
             except LedgerDamaged:
-                self._post(claim.token, ending)
+                self._post_all()
                 raise
             except OUT_OF_REACH as error:
-                if letter is None:
-                    self._say(f"{error.problem}; {claim.task} ended as {ending.outcome}, trying on")
-                    letter = self._post(claim.token, ending)
+                if not told:
+                    self._tell_trying_on(error)
+                    letters = self._post_all()
+                    told = True
             if self._signals.terminates or self._signals.interrupts >= 2:
-                self._say(f"{claim.task}: the next worker on this machine will record its outcome")
+                for done in self._done:
+                    self._say(
+                        f"{done.claim.task}: the next worker on this machine will record its "
+                        "outcome"
+                    )
+                self._done.clear()
+                self._held.clear()
                 return None
             self._signals.wait(random.uniform(backoff_s / 2, backoff_s))
             backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
-        if letter is not None:
+        for letter in letters:
             outbox.forget(letter)
-        return ended
+        self._held = deque(settled.held)
+        self._act_on(settled)
+        return settled.next if isinstance(settled.next, Claim) else None
+
+    def _settle(self, *, hold: int, running: Token | None = None) -> Settled:
+        """Visit the ledger once; what was done stays in `_done` until `_act_on`."""
+        self._hasten()
+        nudge = self.ledger.store.last_nudge()
+        began_s = self._tools.clock.boottime()
+        settled = self._in_this_epoch(
+            lambda: self.ledger.settle(
+                self.me,
+                [done.finished for done in self._done],
+                running=running,
+                hold=hold,
+                sweeps=self._options.sweeps,
+                time_left_s=self._time_left_s(),
+            )
+        )
+        self._rhythm.visit_took(self._tools.clock.boottime() - began_s)
+        self._held_nudge = nudge
+        return settled
+
+    def _how_many(self) -> int:
+        """Return how many tasks to ask for: none when this worker cannot run another at once."""
+        if self._wants_next() is None:
+            return 0
+        limit = self._options.max_tasks
+        count = self._rhythm.count()
+        return count if limit is None else min(count, limit - self.attempts_run)
+
+    def _act_on(self, settled: Settled) -> None:
+        """Say what became of what was done."""
+        done, self._done = self._done, []
+        for one, ended in zip(done, settled.ended, strict=False):
+            if isinstance(ended, LeaseLost):
+                self._say(ended.problem)
+                self._diary.refused(one.claim.token, at=self._tools.clock.now())
+            else:
+                self._after(one.claim, one.ending, ended)
+        if self._pause_s:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            self._pause(pause_s)
+
+    def _open_running(self, claim: Claim) -> bool:
+        """Let the ledger know that a held task runs, once it is not as short as expected.
+
+        What else is held goes back to the others. A ledger out of reach is asked again later;
+        meanwhile the task is held for this worker, as long as its lease lasts.
+
+        Returns:
+            False when the task is not this worker's any more.
+        """
+        store, now_s = self.ledger.store, self._tools.clock.boottime()
+        is_due = self._rhythm.due_in_s() <= 0 or self._held_nudge != store.last_nudge()
+        if not is_due or now_s < self._visit_again_s:
+            return True
+        patience_s, store.lock_timeout_s = store.lock_timeout_s, HASTY_LOCK_S
+        try:
+            settled = self._settle(hold=0, running=claim.token)
+        except LeaseLost:
+            return False
+        except LedgerError:
+            self._visit_again_s = now_s + LOOK_AGAIN_S
+            return True
+        finally:
+            store.lock_timeout_s = patience_s
+        self._unopened = None
+        self._held.clear()
+        self._act_on(settled)
+        if settled.lost_running is not None:
+            self._taken_away = settled.lost_running.problem
+        return settled.lost_running is None
+
+    def _tell_trying_on(self, error: LedgerError) -> None:
+        if not self._done:
+            self._say(f"{error.problem}, trying on")
+            return
+        last = self._done[-1]
+        more = f" (and {len(self._done) - 1} before it)" if len(self._done) > 1 else ""
+        self._say(
+            f"{error.problem}; {last.claim.task} ended as {last.ending.outcome}{more}, trying on"
+        )
+
+    def _deliver_late(self) -> None:
+        """Others found this worker dead: what it did counts where nobody has begun it anew."""
+        done, self._done = self._done, []
+        self._held.clear()
+        self._unopened = None
+        for one in done:
+            finished = one.finished
+            try:
+                self._in_this_epoch(lambda: self.ledger.deliver(self.me.name, finished))  # noqa: B023
+            except OUT_OF_REACH:
+                self._post(finished)
+            except LedgerError as error:
+                self._say(error.problem)
+                self._diary.refused(one.claim.token, at=self._tools.clock.now())
 
     def _accept_recovery(self) -> None:
         """The ledger was recovered from a backup: our token will be judged by what it knows now."""
@@ -616,52 +804,34 @@ class Worker:
             self._accept_recovery()
             return operation()
 
-    def _tell(self, token: Token, ending: Ending, *, then: WorkerIdentity | None) -> Ended:
-        self._hasten()
-        return self._in_this_epoch(lambda: self._tell_once(token, ending, then))
-
-    def _tell_once(self, token: Token, ending: Ending, then: WorkerIdentity | None) -> Ended:
-        sweeps = self._options.sweeps
-        if ending.outcome is Outcome.COMPLETED:
-            return self.ledger.complete(
-                token,
-                metrics=ending.metrics,
-                duration_s=ending.duration_s,
-                memory_peak_mib=ending.memory_peak_mib,
-                origin=ending.origin,
-                then=then,
-                sweeps=sweeps,
-                time_left_s=self._time_left_s(),
-            )
-        if ending.outcome in COUNTED_AS_FAILURE:
-            return self.ledger.fail(
-                token, ending, then=then, sweeps=sweeps, time_left_s=self._time_left_s()
-            )
-        return self.ledger.release(token, ending)
-
     def _wants_next(self) -> WorkerIdentity | None:
         """Return this worker when it can run another task at once."""
-        if self._is_leaving():
+        if self._is_leaving() or self._pause_s:
             return None
         if self._gpus is not None and self._gpus.standing(self._sharers()).closed is not None:
             return None  # `_next` waits until they are ready
         return self.me
 
-    def _post(self, token: Token, ending: Ending) -> outbox.Letter | None:
+    def _post_all(self) -> list[outbox.Letter]:
+        """Keep what is done on this machine's disk until the ledger knows."""
+        letters = [self._post(done.finished) for done in self._done]
+        return [letter for letter in letters if letter is not None]
+
+    def _post(self, finished: Finished) -> outbox.Letter | None:
         if self._outbox is None:
             return None
         try:
-            return outbox.post(self._outbox, self.me, token, ending)
+            return outbox.post(self._outbox, self.me, finished)
         except OSError:
             return None  # the local disk is full as well: there is only this process's memory
 
-    def _release_unstarted(self, claim: Claim, error: OSError) -> None:
+    def _release_unstarted(self, claim: Claim, error: OSError, *, started_at: float) -> None:
         """The attempt's files could not be made: not the task's fault, so it is handed back."""
         self._say(f"{claim.task}: no files could be made for it ({error}); handed back")
         ending = Ending(outcome=Outcome.INTERRUPTED, error=f"could not start: {error}")
-        self._record(claim, ending)
+        self._note_end(claim, ending, started_at=started_at)
         self.attempts_run -= 1
-        self._pause(LOOK_AGAIN_S)
+        self._pause_s = LOOK_AGAIN_S
 
     def _after(self, claim: Claim, ending: Ending, ended: Ended) -> None:
         """Say what became of the task and act on what the ledger thinks of this worker."""

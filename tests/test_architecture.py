@@ -72,6 +72,7 @@ RANK = {
     "slurm": 3,
     "slurm_jobs": 8,
     "allocation": 2,
+    "rhythm": 2,
     "checkup": 8,
     "peer": 8,
     "lookout": 7,

@@ -17,7 +17,7 @@ from gpuledger.clock import SystemClock
 from gpuledger.diary import Diary, read_diaries
 from gpuledger.errors import BadSweepFile
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, Ending, Outcome, Token
+from gpuledger.model import Claim, Ending, Finished, Outcome, Token
 from gpuledger.origin import (
     KEPT_NAMES,
     LONGEST_TEXT,
@@ -466,8 +466,12 @@ def test_a_late_success_brings_its_origin(tmp_path: Path) -> None:
 def test_outbox_and_diary_give_back_what_they_got(tmp_path: Path) -> None:
     token = Token(task="exp_0_0", number=1, nonce="n1")
     ending = Ending(outcome=Outcome.COMPLETED, origin=ORIGIN)
-    post(tmp_path, identity(), token, ending)
-    assert [letter.ending for letter in letters(tmp_path)] == [ending]
+    post(
+        tmp_path,
+        identity(),
+        Finished(token=token, ending=ending, started_at=1.0, ended_at=2.0),
+    )
+    assert [letter.finished.ending for letter in letters(tmp_path)] == [ending]
 
     diary = Diary(tmp_path, identity())
     diary.ended(token, ending, at=1.0)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpuledger import outbox
-from gpuledger.model import Ending, Outcome, Token
+from gpuledger.model import Ending, Finished, Outcome, Token
 from tests.helpers import identity
 
 TOKEN = Token(task="exp_0_0", number=2, nonce="abc")
 ENDING = Ending(outcome=Outcome.COMPLETED, exit_code=0, metrics={"acc": 0.5}, duration_s=3.0)
+FINISHED = Finished(token=TOKEN, ending=ENDING, started_at=1.0, ended_at=4.0)
 
 
 @pytest.fixture
@@ -25,10 +26,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_letter_is_read_as_it_was_written_and_gone_when_forgotten(folder: Path) -> None:
-    letter = outbox.post(folder, identity("abc", pid=7), TOKEN, ENDING)
+    letter = outbox.post(folder, identity("abc", pid=7), FINISHED)
 
     assert list(outbox.letters(folder)) == [letter]
-    assert (letter.token, letter.ending, letter.pid) == (TOKEN, ENDING, 7)
+    assert (letter.token, letter.finished.ending, letter.pid) == (TOKEN, ENDING, 7)
 
     outbox.forget(letter)
     assert list(outbox.letters(folder)) == []
@@ -36,10 +37,10 @@ def test_a_letter_is_read_as_it_was_written_and_gone_when_forgotten(folder: Path
 
 
 def test_drafts_and_garbage_are_left_alone(folder: Path) -> None:
-    letter = outbox.post(folder, identity(), TOKEN, ENDING)
+    letter = outbox.post(folder, identity(), FINISHED)
     (folder / "half.draft").write_text("{")
     (folder / "garbage.json").write_bytes(b"\xff\x00")
-    (folder / "other.json").write_text('{"token": {}, "ending": {"outcome": "odd"}}')
+    (folder / "other.json").write_text('{"finished": {"token": {}}}')
 
     assert list(outbox.letters(folder)) == [letter]
 
