@@ -326,8 +326,6 @@ def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...] | None:
     if found is None:
         return None
     found += _listed(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or []
-    if any(not 0 < each.pid <= MOST_PID for each in found):
-        return None  # driver and nvidia-ml-py (of 535) disagree about the form of the list
     return tuple({each.pid: _process(each) for each in found}.values())
 
 
@@ -335,10 +333,12 @@ def _listed(nvml: Any, question: str, handle: Any) -> list[Any] | None:
     """Ask with the newest form that both know: a driver before 510 knows the second only.
 
     Without a version nvidia-ml-py would raise what is no NVMLError where the newest is unknown.
+    Drivers and an nvidia-ml-py of early 535 have a newest form of their own: what the others take
+    it for has processes that no Linux has.
     """
     for version in ("_v3", "_v2"):
         found = _ask(nvml, f"{question}{version}", handle)
-        if found is not None:
+        if found is not None and all(0 < each.pid <= MOST_PID for each in found):
             return list(found)
     return None
 

@@ -62,6 +62,11 @@ def resolve(selector: str, *, environ: Mapping[str, str], report: GpuReport) -> 
     return tuple(chosen)
 
 
+def hides_all(environ: Mapping[str, str], report: GpuReport) -> bool:
+    """Tell whether CUDA_VISIBLE_DEVICES leaves none of the GPUs here: as people say the CPU."""
+    return bool(report.gpus) and not _visible(environ, report)
+
+
 # --- what is visible --------------------------------------------------------------------------
 
 

@@ -331,6 +331,17 @@ def test_a_task_of_two_gpus_gets_two(tmp_path: Path) -> None:
     assert status(tmp_path)["counts"]["pending"] == 1
 
 
+def test_run_takes_the_gpus_that_are_visible_or_else_the_cpu(tmp_path: Path) -> None:
+    env = environment(tmp_path, [LARGE, LARGE_2])
+    (tmp_path / "exp.py").write_text(RECORD + "record()\n")
+    (tmp_path / "exp.toml").write_text('command = "python exp.py"\n')
+    for outer in ("1", ""):
+        gpuledger("run", "exp.toml", cwd=tmp_path, env={**env, "CUDA_VISIBLE_DEVICES": outer})
+        gpuledger("retry", "--completed", "exp_0_0", cwd=tmp_path)
+    seen = [one["worker"].partition(":")[2] for one in records(tmp_path / "record.jsonl")]
+    assert seen == ["gpu1", "cpu"]
+
+
 def test_tasks_for_the_cpu_are_left_to_it(tmp_path: Path) -> None:
     env = environment(tmp_path, [LARGE])
     init(tmp_path, "record()\n", more="[resources]\ngpus = 0\n")

@@ -51,8 +51,8 @@ def run(
 ) -> None:
     """Make the tasks of a sweep and run them here, with a live status.
 
-    It starts one worker on every GPU of this machine, or on the CPU when there is none, and ends
-    when nothing of the sweep is left. Other machines may help with 'gpuledger work' meanwhile.
+    It starts one worker on every GPU that is visible here, or on the CPU when there is none, and
+    ends when nothing of the sweep is left. Other machines may help with 'gpuledger work' meanwhile.
 
     The first Ctrl-C lets running tasks finish, the second hands them back, the third kills them.
 
@@ -90,8 +90,10 @@ def _devices(*, gpu: str | None, cpu: bool, slots: int, per_task: int | None) ->
     if cpu or per_task == 0:
         return choose_devices(gpu=None, gpus=None, cpu=True, slots=slots, environ=environ)
     from gpuledger.gpu import list_gpus  # NVML is not touched with --cpu
+    from gpuledger.gpu_choice import hides_all
 
-    if list_gpus().gpus:
+    report = list_gpus()
+    if report.gpus and not hides_all(environ, report):
         return choose_devices(
             gpu=None, gpus="all", cpu=False, slots=slots, environ=environ, gpus_per_task=each
         )

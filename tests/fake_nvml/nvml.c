@@ -18,8 +18,8 @@
  *     boxed    in a container: the memory of a process is told as 0
  *
  * The library itself fails to start when there is no such file. A driver before 510 lacks the
- * third version of the list of processes and the second of the memory; one of 535 has lists of
- * another form.
+ * third version of the list of processes and the second of the memory; one of 535 has a third
+ * version of another form.
  *
  * A real process allocates with a file FAKE_NVML.held/INDEX-PID that holds a number of MiB: it is
  * on the list, and its memory in use, for as long as the process lives.
@@ -272,15 +272,16 @@ static int list(void *handle, unsigned *count, Process *procs, int clients) {
     if (!found) return OK;
     if (!procs || room < found) return TOO_SMALL;
     memcpy(procs, clients ? gpu.clients : gpu.procs, found * sizeof *procs);
-    if (release == 535 && found > 1) { /* the second one begins 8 bytes later than callers think */
-        memmove((char *)&procs[1] + 8, &procs[1], sizeof *procs - 8);
-        memset(&procs[1], 0, 8);
-    }
     return OK;
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *procs) {
-    return release < 510 ? NO_FUNCTION : list(handle, count, procs, 0);
+    int code = release < 510 ? NO_FUNCTION : list(handle, count, procs, 0);
+    if (release == 535 && code == OK && *count > 1) { /* 8 bytes later than callers think */
+        memmove((char *)&procs[1] + 8, &procs[1], sizeof *procs - 8);
+        memset(&procs[1], 0, 8);
+    }
+    return code;
 }
 int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, Process *procs) {
     return list(handle, count, procs, 0);
