@@ -65,6 +65,9 @@ CATCHABLE = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
 KILL_WAIT_S = 30.0
 """What the kernel gets to end killed processes before they are reported as left."""
 
+HELPER_WAIT_S = 1.0
+"""The same for processes that hold nothing of a task."""
+
 Hurry = Callable[[float], bool]
 """Waits for at most so many seconds, shorter when SIGCHLD came; True means: wait no longer."""
 
@@ -360,14 +363,16 @@ class Helper:
         self.pid = self._popen.pid
 
     def kill(self) -> None:
-        """End it and all of its group."""
+        """End it and all of its group; what hangs in the kernel is left behind."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # what hangs in the kernel is left behind
-            self._popen.wait(1.0)
+        deadline_s = SystemClock().boottime() + HELPER_WAIT_S
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(HELPER_WAIT_S)
         with suppress(ChildProcessError):  # a subreaper inherits the others of its group
-            while os.waitpid(-self.pid, os.WNOHANG)[0]:
-                pass
+            while SystemClock().boottime() < deadline_s:
+                if not os.waitpid(-self.pid, os.WNOHANG)[0]:
+                    select.poll().poll(1)  # killed, but not dead yet
 
 
 def spawn_worker(

@@ -2,8 +2,9 @@
 
 `launcher.py` starts it as `PYTHON warm.py LINE FOLDER MODULE... PADDING` with the interpreter, the
 folder and the environment of the tasks to come. It imports the modules, says so on LINE (the
-number of a socket), and waits. For each order it forks twice, so that the task becomes a child of
-the worker, the nearest subreaper; the worker waits for it as for any other. The task then reads
+number of a socket), and forks a process that waits for an order, forks the task and ends: so the
+task becomes a child of the worker, the nearest subreaper, which waits for it as for any other; and
+the first of the two forks is made while the task before still runs. The task then reads
 from a socket of its own what it is to run, and becomes that: this program's file returns from
 `serve` and runs the script as the interpreter would have, one frame deeper.
 
@@ -18,9 +19,11 @@ import sys
 if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     sys.path[0] = sys.argv[2]  # before any other import: not this file's folder
 
+import atexit
 import ctypes
 import gc
 import importlib.machinery
+import io
 import os
 import signal
 import socket
@@ -161,11 +164,14 @@ def serve() -> Order:
     before = set(_descriptors())
     stamps = Stamps()
     stamps.listen()
+    before_them, preloaded = set(sys.modules), set[str]()
+    atexit.register(_let_modules_be, preloaded)  # the first that is registered is called last
     for name in modules:
         try:
             __import__(name)
         except BaseException as error:
             _end(line, UNFIT + f"{name}: {type(error).__name__}: {error}".encode(errors="replace"))
+    preloaded |= set(sys.modules) - before_them
     stamps.keep()
     gc.collect()
     gc.freeze()  # what is never looked at again stays shared with the tasks
@@ -179,17 +185,37 @@ def serve() -> Order:
             stream.flush()
     line.send(READY)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(line, 64, 2)
-        if not message:
-            os._exit(0)
-        problem = _unfit(before | set(descriptors))
-        changed = stamps.changed()
-        if problem is not None:
-            _end(line, UNFIT + problem.encode(errors="replace"))
-        if changed is not None:
-            _end(line, STALE + os.fsencode(changed))
-        if _forked(line, descriptors):
-            return _task(int(message), descriptors, room, _changes(given), umask)
+        adopted, waiting = os.pipe()
+        between = os.fork()
+        if between == 0:
+            break
+        os.close(adopted)
+        if os.waitpid(between, 0)[1] != 0:
+            os._exit(0)  # it has said why, or nobody is there
+        os.close(waiting)  # the task, if there is one, is the worker's child now
+    _die_with_parent()
+    message, descriptors, _, _ = socket.recv_fds(line, 64, 2)
+    if not message:
+        os._exit(1)
+    changed = stamps.changed()
+    problem = _unfit(before | {adopted, waiting, *descriptors})
+    if problem is not None:
+        _end(line, UNFIT + problem.encode(errors="replace"))
+    if changed is not None:
+        _end(line, STALE + os.fsencode(changed))
+    try:
+        task = os.fork()
+    except OSError as error:
+        line.send(BUSY + str(error).encode())
+        os._exit(0)
+    if task:
+        os._exit(0)
+    os.setsid()
+    line.close()
+    os.close(waiting)
+    os.read(adopted, 1)  # nothing comes: it is closed once the process between is gone
+    os.close(adopted)
+    return _task(int(message), descriptors, room, _changes(given), umask)
 
 
 def _as_given() -> dict[bytes, bytes]:
@@ -209,7 +235,7 @@ def _changes(given: dict[bytes, bytes]) -> dict[bytes, bytes | None]:
 
 def _end(line: socket.socket, last_words: bytes) -> None:
     line.send(last_words[:1000])
-    os._exit(0)
+    os._exit(1)
 
 
 def _descriptors() -> dict[int, str]:
@@ -270,33 +296,25 @@ def _leave_at_exit() -> None:
         on_exit(libc.fcloseall, None)  # the last one is called first
 
 
-def _forked(line: socket.socket, descriptors: list[int]) -> bool:
-    """Fork twice; return True in the task, which is the worker's child by then."""
-    adopted, waiting = os.pipe()
-    try:
-        between = os.fork()
-    except OSError as error:
-        between = -1
-        line.send(BUSY + str(error).encode())
-    if between == 0:
-        try:
-            task = os.fork()
-        except OSError:
-            os._exit(1)
-        if task:
-            os._exit(0)
-        os.setsid()
-        line.close()
-        os.close(waiting)
-        os.read(adopted, 1)  # nothing comes: it is closed once the process between is gone
-        os.close(adopted)
-        return True
-    for descriptor in (adopted, *descriptors):
-        os.close(descriptor)
-    if between > 0 and os.waitpid(between, 0)[1] != 0:
-        line.send(BUSY + b"no room for another process")
-    os.close(waiting)
-    return False
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _let_modules_be(names: set[str]) -> None:
+    """Let a task's end leave the preloaded modules alone: taking them apart copies their memory.
+
+    What the task made itself is ended as ever; files that only such a module knows are flushed.
+    """
+    kept = [sys.modules[name] for name in names if sys.modules.get(name) is not None]
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    for name in names:
+        sys.modules[name] = None  # type: ignore[assignment]
+    for found in gc.get_objects():  # without those that the tasks share: they are frozen
+        if isinstance(found, (io.TextIOWrapper, io.BufferedWriter)):
+            try:
+                found.flush()
+            except (OSError, ValueError):
+                continue  # it is closed, or its disk is full: its own end will say so
 
 
 # --- the task --------------------------------------------------------------------------------
@@ -310,7 +328,7 @@ def _task(
     umask: int,
 ) -> Order:
     """Become the process of a task: session, descriptors, environment, seeds."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    _die_with_parent()
     if os.getppid() != worker:  # it died before the kernel knew whom to tell
         os._exit(1)
     channel = socket.socket(fileno=descriptors[0])

@@ -235,6 +235,7 @@ ENDINGS = {
     "atexit error": "import atexit; atexit.register(lambda: 1 / 0)",
     "not flushed": "print('x' * 10, end=''); import sys; sys.stderr.write('y')",
     "open file": "f = open('kept', 'w'); f.write('z' * 10)",
+    "file kept elsewhere": "import heavy; heavy.f = open('kept', 'w'); heavy.f.write('z' * 10)",
     "finalizer": "class A:\n    def __del__(self):\n        print('gone')\na = A()",
     "c": "import ctypes; ctypes.CDLL(None).printf(b'from C')",
     "thread": "import threading, time\n"
