@@ -78,7 +78,7 @@ def take(store: Store, *, clock: Clock) -> Backup:
             if problem is not None:
                 raise LedgerDamaged(store.path, problem)
             backup = _put(copy, folder, clock.now(), epoch, change)
-        _note_latest(folder, backup, counter, took_s=clock.boottime() - began_s)
+        _note_latest(folder, backup.path.name, counter, took_s=clock.boottime() - began_s)
         prune(folder)
     except (OSError, _NoRoom) as error:
         why = f"{tempfile.gettempdir()} is full" if isinstance(error, _NoRoom) else error.strerror
@@ -170,6 +170,7 @@ class Keeper:
         self._now_there = now_there
         self._say = say
         self._looked_s = clock.boottime()
+        self._rests_until_s = self._looked_s
         self._thread: threading.Thread | None = None
         self._told: str | None = None
 
@@ -185,7 +186,7 @@ class Keeper:
 
     def _is_due(self) -> bool:
         now_there = self._now_there()
-        if now_there is None:
+        if now_there is None or self._clock.boottime() < self._rests_until_s:
             return False
         latest = _latest(self._store.folder / FOLDER)
         if latest is None:
@@ -195,15 +196,27 @@ class Keeper:
         return now_there - written_at >= pause_s and self._store.change_counter() != counter
 
     def _make(self) -> None:
+        began_s = self._clock.boottime()
+        folder = self._store.folder / FOLDER
         try:
-            with try_lock(self._store.folder / FOLDER / MAKING) as mine:
+            make_folder(folder)
+            with try_lock(folder / MAKING) as mine:
                 if mine and self._is_due():
                     take(self._store, clock=self._clock)
             self._told = None
         except (LedgerError, OSError) as error:
+            self._rest(took_s=self._clock.boottime() - began_s)
             if str(error) != self._told:
                 self._say(str(error))
                 self._told = str(error)
+
+    def _rest(self, *, took_s: float) -> None:
+        """After a failure nobody tries again at once: that would cost more than its share."""
+        self._rests_until_s = self._clock.boottime() + max(INTERVAL_S, took_s / SHARE_OF_TIME)
+        folder = self._store.folder / FOLDER
+        latest = _latest(folder)
+        with contextlib.suppress(OSError):
+            _note_latest(folder, None, latest[2] if latest else None, took_s=took_s)
 
 
 def _copy(db: sqlite3.Connection, path: Path) -> tuple[int, int]:
@@ -247,9 +260,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _note_latest(folder: Path, backup: Backup, counter: int | None, *, took_s: float) -> None:
-    """Rewrite in place: others look at this file, and a replaced one is seen late on NFS."""
-    text = json.dumps({"name": backup.path.name, "took_s": took_s, "counter": counter})
+def _note_latest(folder: Path, name: str | None, counter: int | None, *, took_s: float) -> None:
+    """Rewrite in place: others look at this file, and a replaced one is seen late on NFS.
+
+    A try that failed is noted, too (without a name): it costs time as well.
+    """
+    text = json.dumps({"name": name, "took_s": took_s, "counter": counter})
     descriptor = open_file(folder / LATEST, os.O_WRONLY)
     try:
         os.pwrite(descriptor, text.encode().ljust(256), 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import platform
 import shutil
@@ -30,7 +31,8 @@ from gpuledger.process import host_name, probe
 from gpuledger.store import OLDEST_SQLITE, Store
 
 ANSWER_S = 10.0
-TRANSACTIONS = 30
+TRANSACTIONS = 100
+LONGEST_TIMING_S = 5.0
 SLOW_TRANSACTION_S = 0.25
 LITTLE_SPACE_BYTES = 1 << 30
 HARDLY_SPACE_BYTES = 64 << 20
@@ -105,6 +107,14 @@ def _check_folder(folder: Path) -> list[Finding]:
         return [
             warning("folder", f"{said}: new files do not get its group", "chmod g+s the folder")
         ]
+    if shared and mask & 0o070:
+        return [
+            warning(
+                "folder",
+                f"{said}: other members cannot use all of what your tasks write there",
+                "umask 007 (or 002) before you start workers",
+            )
+        ]
     return [good("folder", said)]
 
 
@@ -175,14 +185,23 @@ def _check_transactions(scratch: Path, clock: Clock) -> Finding:
     """Time real transactions on a ledger of its own."""
     try:
         ledger = Ledger.create(scratch / "trial")
-        times = sorted(_timed(ledger.store, clock) for _ in range(TRANSACTIONS))
+        times = _times(ledger.store, clock)
     except LedgerError as error:
         return bad("transaction", error.problem, error.hint)
-    p50, p99 = statistics.median(times), times[-1]
+    p50, p99 = statistics.median(times), times[math.ceil(0.99 * len(times)) - 1]
     says = f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms; about {1 / p50:,.0f} a second"
     if p50 > SLOW_TRANSACTION_S:
         return warning("transaction", says, "a slow file server: keep tasks long, workers few")
     return good("transaction", says)
+
+
+def _times(store: Store, clock: Clock) -> list[float]:
+    """Return how long transactions took, shortest first."""
+    until_s = clock.boottime() + LONGEST_TIMING_S
+    times = [_timed(store, clock)]
+    while len(times) < TRANSACTIONS and clock.boottime() < until_s:
+        times.append(_timed(store, clock))
+    return sorted(times)
 
 
 def _timed(store: Store, clock: Clock) -> float:

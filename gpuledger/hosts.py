@@ -50,6 +50,15 @@ def require_shared_locks(ledger: Ledger, *, unsafe: bool) -> None:
         ledger.store.write(lambda db: _record(db, mine, facts, ledger.now()), operation="host")
 
 
+def doubts(folder: Path) -> tuple[str, ...]:
+    """Return a sentence for each thing known of this host's mount that endangers the ledger."""
+    judgement = mounts.judge(mounts.mount_of(folder))
+    known = judgement.problems
+    if Reach.UNKNOWN in (judgement.flock, judgement.fcntl):
+        known += judgement.warnings
+    return tuple(f"{problem} ({advice})" for problem, advice in known)
+
+
 def stranger_to(
     mine: str,
     judgement: Judgement,

@@ -95,7 +95,9 @@ def recover(
     try:
         os.close(open_file(folder / LOCK_FILE, os.O_RDWR))  # somebody may have removed it
         return _recover_alone(folder, clock=clock, source=source, force=force)
-    except (OSError, sqlite3.OperationalError) as error:
+    except (OSError, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+            raise  # a bug: keep its traceback
         why = error.strerror if isinstance(error, OSError) else str(error)
         if isinstance(error, PermissionError):
             raise NotAllowed(
@@ -125,7 +127,8 @@ def _recover_alone(folder: Path, *, clock: Clock, source: Path | None, force: bo
         replayed, epoch = _rebuild(new, folder)
         quarantine = _quarantine(folder, clock)
         new.rename(folder / DB_FILE)
-        sync_folder(folder)
+        with contextlib.suppress(OSError):  # it is restored, whatever the disk says of the name
+            sync_folder(folder)
         done = Recovery(
             problem=problem or "nothing (it was replaced by request)",
             backup=backup,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -162,6 +163,25 @@ def test_what_a_host_knows_is_kept_in_the_ledger(ledger: Ledger) -> None:
         hosts.require_shared_locks(ledger, unsafe=False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("nfs4", "vers=4.2,nocto", "nocto"),
+        ("nfs", "vers=3,nolock", "nolock"),
+        ("fuse.juicefs", "", "doctor --peer"),
+        ("nfs4", "vers=4.2", None),
+        ("ext4", "", None),
+    ],
+)
+def test_a_worker_says_what_is_wrong_with_its_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: str, said: str | None
+) -> None:
+    monkeypatch.setattr(mounts, "mount_of", lambda folder: mount(kind, options))
+    told = hosts.doubts(tmp_path)
+    assert len(told) == (said is not None)
+    assert all(said in line for line in told if said)
+
+
 # --- one host ---------------------------------------------------------------------------------
 
 
@@ -182,6 +202,28 @@ def test_a_lock_that_excludes_nobody_is_seen(
     findings = {finding.what: finding for finding in check_up(tmp_path, SystemClock())}
     assert findings[kind].level is Level.BAD
     assert "two processes" in findings[kind].says
+
+
+def test_sticky_folders_and_umasks_that_lock_a_group_out_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "TRANSACTIONS", 1)
+
+    def says(mode: int, umask: int) -> tuple[Level, str]:
+        tmp_path.chmod(mode)
+        before = os.umask(umask)
+        findings = {finding.what: finding for finding in check_up(tmp_path, SystemClock())}
+        os.umask(before)
+        return findings["folder"].level, findings["folder"].says
+
+    assert says(0o700, 0o077)[0] is Level.GOOD
+    assert says(0o2770, 0o007)[0] is Level.GOOD
+    for mode, umask, about in (
+        (0o1777, 0o022, "sticky"), (0o770, 0o007, "group"), (0o2770, 0o022, "umask 022"),
+    ):  # fmt: skip
+        level, said = says(mode, umask)
+        assert level is Level.WARNING
+        assert about in said
 
 
 def test_a_folder_that_does_not_answer_is_not_waited_for(

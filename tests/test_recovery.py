@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gpuledger import backups, recovery, schema
-from gpuledger.backups import existing, take
+from gpuledger.backups import Keeper, existing, take
 from gpuledger.clock import SystemClock
 from gpuledger.diary import Diary
 from gpuledger.errors import (
@@ -28,7 +30,7 @@ from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, Outcome, TaskState, WorkerIdentity
 from gpuledger.recovery import recover
 from gpuledger.store import Store, connect
-from tests.helpers import failure, identity, spec
+from tests.helpers import ManualClock, failure, identity, spec
 from tests.test_ledger import assert_consistent
 
 COMPLETED = Ending(outcome=Outcome.COMPLETED, exit_code=0, metrics={"loss": 0.5}, duration_s=1.0)
@@ -274,6 +276,73 @@ def test_a_backup_of_a_damaged_ledger_is_none(ledger: Ledger) -> None:
     with pytest.raises(LedgerDamaged):
         take(ledger.store, clock=SystemClock())
     assert len(existing(ledger.folder)) == 1
+
+
+class Watch:
+    """A worker's keeper, whose time is moved by hand."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.said: list[str] = []
+        self._folder = ledger.folder
+        self._clock = ManualClock()
+        self._later_s = 0.0
+        self._keeper = Keeper(
+            ledger.store,
+            clock=self._clock,
+            now_there=lambda: time.time() + self._later_s,
+            say=self.said.append,
+        )
+
+    def look(self, later_s: float) -> int:
+        """Let time pass, look whether a backup is due, and return how many there are then."""
+        self._clock.advance(later_s)
+        self._later_s += later_s
+        self._keeper.see_to_it()
+        for thread in threading.enumerate():
+            if thread.name == "backup":
+                thread.join()
+        return len(existing(self._folder))
+
+
+def test_workers_make_a_backup_every_ten_minutes_in_which_something_changed(
+    ledger: Ledger,
+) -> None:
+    watch = Watch(ledger)
+    assert watch.look(31) == 1, "there was none"
+    ledger.pause("exp")
+    assert watch.look(500) == 1
+    assert watch.look(101) == 2
+    assert watch.look(700) == 2, "nothing changed"
+    ledger.resume("exp")
+    assert watch.look(31) == 3
+
+    backups._note_latest(ledger.folder / "backups", None, 0, took_s=20.0)  # a slow disk
+    ledger.pause("exp")
+    assert Watch(ledger).look(1900) == 3, "a hundredth of the time is the most"
+    assert Watch(ledger).look(2031) == 4
+
+
+def test_a_backup_that_fails_is_not_tried_again_at_once_by_anybody(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def fail(store: Store, *, clock: object) -> None:
+        tries.append(1)
+        raise LedgerUnreachable("no room")
+
+    monkeypatch.setattr(backups, "take", fail)
+    (ledger.folder / "backups").mkdir()
+    first, second = Watch(ledger), Watch(ledger)
+    first.look(31)
+    assert len(tries) == 1
+    for later_s in (31, 31, 400):
+        first.look(later_s)
+        second.look(later_s)
+    assert len(tries) == 1
+    second.look(200)
+    assert len(tries) == 2
+    assert first.said == second.said == ["no room"]
 
 
 def index_page_lost(path: Path) -> None:

@@ -193,7 +193,7 @@ def work_on(
     """Be one worker; return the exit code."""
     from gpuledger.cli.allocated import find_allocation, leave_allocation
     from gpuledger.clock import SystemClock
-    from gpuledger.hosts import require_shared_locks
+    from gpuledger.hosts import doubts, require_shared_locks
     from gpuledger.ledger import Ledger
     from gpuledger.model import WorkerIdentity
     from gpuledger.process import become_subreaper, host_name, pid_start, this_machine
@@ -206,6 +206,8 @@ def work_on(
     allocation = find_allocation(clock)
     ledger = Ledger.open(folder, lock_timeout_s=5.0)
     require_shared_locks(ledger, unsafe=unsafe)
+    for doubt in doubts(folder):
+        note(f"Warning: {doubt}")
 
     def identify() -> WorkerIdentity:
         return WorkerIdentity(

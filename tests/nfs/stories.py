@@ -63,7 +63,7 @@ def lab(*arguments: str) -> None:
 SLOW = 9
 SLOW_S = 32
 LEASE_S = 18
-CUT_S = 32
+CUT_S = 50
 
 SWEEP = """
 command = ["/bin/sh", "/mnt/ledger/task.sh", "{seconds}"]
