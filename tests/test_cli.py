@@ -163,6 +163,23 @@ def test_a_reader_that_went_away_ends_it_silently(tmp_path: Path, command: str) 
     assert done.returncode == 141
 
 
+@pytest.mark.parametrize("command", ["status --once", "tasks --json", "--help", "--version"])
+def test_a_full_disk_under_the_output_is_one_sentence(tmp_path: Path, command: str) -> None:
+    lab = make_lab(tmp_path / ".gpuledger")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpuledger", *command.split()],
+            env={**os.environ, "GPULEDGER_DIR": str(lab.ledger.folder)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the output cannot be written: no space left on device\n")
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_ctrl_c_ends_a_command_that_waits_for_the_ledger_without_a_traceback(
     tmp_path: Path,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -40,6 +41,8 @@ COMMANDS: Mapping[str, str] = {
 """Each command and the module of `gpuledger.cli` whose `app` has it, in the order of the help."""
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+NOT_WRITTEN = 2  # as for a file of `-o`
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PIPE_CLOSED = 141  # 128 + SIGPIPE: what `head` does to every other program
 
 # Public under this name only; typer has its own copy of click in some versions.
@@ -73,8 +76,7 @@ class CommandGroup(TyperGroup):
             super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError as error:
-            # Python flushes once more when it ends, which must not fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise typer.Exit(PIPE_CLOSED) from error
 
     def main(
@@ -96,8 +98,20 @@ class CommandGroup(TyperGroup):
         except UsageError as error:
             _report_usage(error)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in FULL or error.filename is not None:
+                raise
+            _drop_output()
+            why = os.strerror(error.errno or 0).lower()
+            echo_error(f"the output cannot be written: {why}", hint="write it to another disk")
+            sys.exit(NOT_WRITTEN)
         except (KeyboardInterrupt, typer.Abort):  # which of them depends on typer's version
             sys.exit(INTERRUPTED)
+
+
+def _drop_output() -> None:
+    """Let nothing more reach stdout: Python flushes once more when it ends, and must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _make_plain(command: Any) -> None:

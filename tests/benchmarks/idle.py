@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import lock_descriptor
 
-from gpuledger import store
+from gpuledger import locks
 from gpuledger.clock import SystemClock
 from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path
 from gpuledger.ledger import Ledger
@@ -158,7 +158,7 @@ class Simulation:
             self.locks += 1
             return bool(self._lock_descriptor(*args, **options))
 
-        setattr(store, "lock_descriptor", counted)  # noqa: B010 - not exported, by design
+        setattr(locks, "lock_descriptor", counted)  # noqa: B010 - not exported, by design
         for thread in self._threads:
             thread.start()
         return self
@@ -167,7 +167,7 @@ class Simulation:
         self._leave.set()
         for thread in self._threads:
             thread.join(30)
-        setattr(store, "lock_descriptor", self._lock_descriptor)  # noqa: B010
+        setattr(locks, "lock_descriptor", self._lock_descriptor)  # noqa: B010
 
     def cpu_s(self) -> float:
         """Return the CPU time of this process so far."""
