@@ -2,12 +2,17 @@
 
 Slurm says where a worker is by its environment (sbatch(1), 'OUTPUT ENVIRONMENT VARIABLES') and
 how much time is left when it is asked. Nothing here starts anything.
+
+The end is asked for again when the warning comes: an operator may have moved it, and a preemption
+with a grace time brings the warning, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from gpuledger.clock import Clock
@@ -57,17 +62,59 @@ def place_of(environ: Mapping[str, str]) -> Place | None:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """How long a job may run in all, and how much of that is left, as Slurm says."""
+
+    whole_s: float
+    left_s: float
+
+
 class Allocation:
     """How much time a worker has left.
 
     Attributes:
         place: Where it is.
+        grace_s: How long a task may take to end when its worker was told to leave.
+        whole_s: How much time the whole allocation had; None: no end is known.
     """
 
-    def __init__(self, place: Place, *, time_left_s: float | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        ask: Callable[[], Span | None],
+        clock: Clock,
+        kill_wait_s: float | None = None,
+    ) -> None:
+        """Ask a first time.
+
+        Args:
+            place: Where it is.
+            ask: Returns what Slurm says now; None: no end is known. Does not raise.
+            clock: This machine's.
+            kill_wait_s: Between Slurm's SIGTERM and its SIGKILL; None: not known.
+        """
         self.place = place
+        self.grace_s = leaving_grace_s(kill_wait_s)
+        self._ask = ask
         self._clock = clock
-        self._ends_s = None if time_left_s is None else clock.boottime() + time_left_s
+        self._warned = False
+        self._ends_s: float | None = None
+        span = self._look()
+        self.whole_s = span.whole_s if span is not None else None
+
+    def _look(self) -> Span | None:
+        span = self._ask()
+        if span is not None:
+            self._ends_s = self._clock.boottime() + span.left_s
+        return span
+
+    def warn(self) -> None:
+        """Take note of the scheduler's warning: ask once more when the end is."""
+        if not self._warned:
+            self._warned = True
+            self._look()
 
     def time_left_s(self) -> float | None:
         """Return the seconds until the allocation ends; None: no end is known."""
@@ -86,6 +133,8 @@ class Allocation:
             elapsed_s: How long this one runs.
             warned: Whether the scheduler gave its warning.
         """
+        if warned:
+            self.warn()
         left_s = self.time_left_s()
         if left_s is None:
             return None
@@ -98,7 +147,42 @@ class Allocation:
         return "its allocation ends soon, and it would not be done by then"
 
 
-def parse_time_left(text: str) -> float | None:
+LONGEST_GRACE_S = 15.0
+
+
+def leaving_grace_s(kill_wait_s: float | None) -> float:
+    """Return how long a task may take to end, so that its worker can record it and be out."""
+    if kill_wait_s is None:
+        return LONGEST_GRACE_S
+    return min(max(kill_wait_s - max(kill_wait_s / 3, 3.0), 0.5), LONGEST_GRACE_S)
+
+
+def parse_span(job: str) -> Span | None:
+    """Return the time of a job that `scontrol show job` describes; None when it has no end.
+
+    All of it is Slurm's clock. The end is moved by a preemption and by a changed limit, the
+    limit itself says nothing of the first.
+    """
+    facts = dict(re.findall(r"(?:^|\s)(StartTime|EndTime|RunTime|TimeLimit)=(\S+)", job))
+    ran_s = parse_duration(facts.get("RunTime", ""))
+    if ran_s is None or parse_duration(facts.get("TimeLimit", "")) is None:
+        return None
+    try:
+        began, ends = (datetime.fromisoformat(facts[name]) for name in ("StartTime", "EndTime"))
+    except (KeyError, ValueError):
+        return None
+    # Local times, without their offset: astimezone minds that the clocks may be put back.
+    whole_s = (ends.astimezone() - began.astimezone()).total_seconds()
+    return Span(whole_s=whole_s, left_s=whole_s - ran_s)
+
+
+def parse_kill_wait(configuration: str) -> float | None:
+    """Return the seconds between SIGTERM and SIGKILL of `scontrol show config`."""
+    found = re.search(r"^KillWait\s*=\s*(\d+) sec", configuration, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+def parse_duration(text: str) -> float | None:
     """Return the seconds of Slurm's `[days-][[hours:]minutes:]seconds`; None for UNLIMITED."""
     days, _, clock = text.strip().rpartition("-")
     parts = clock.split(":")

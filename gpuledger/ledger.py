@@ -307,9 +307,17 @@ class Ledger:
 
         return self.store.write(change, operation="reap") if dead else ()
 
-    def outlook(self, worker: WorkerIdentity, *, sweeps: Sequence[str] = ()) -> NothingToDo:
+    def outlook(
+        self,
+        worker: WorkerIdentity,
+        *,
+        sweeps: Sequence[str] = (),
+        time_left_s: float | None = None,
+    ) -> NothingToDo:
         """Return what could still come to a worker that does not claim now; see `claim`."""
-        return self.store.read(lambda db: claims.nothing_for(db, worker, sweeps))
+        return self.store.read(
+            lambda db: claims.nothing_for(db, worker, sweeps, time_left_s=time_left_s)
+        )
 
     def stand_back(self, nonce: str, why: str | None) -> None:
         """Record that a live worker claims nothing for now, or (None) that it claims again.

@@ -63,6 +63,7 @@ class Surroundings:
         environ: The worker's environment.
         clock: This machine's.
         gpu_lost: Which GPU of the task has been gone for a while, or None.
+        leaving_grace_s: Longest grace of a task whose worker got SIGTERM.
         time_is_up: Why the task must be handed back because this worker's time ends, or None.
         tick_s: How long to wait until the next look at all this.
     """
@@ -77,6 +78,7 @@ class Surroundings:
     environ: Mapping[str, str]
     clock: Clock
     gpu_lost: Callable[[], str | None] = lambda: None
+    leaving_grace_s: float = LEAVING_GRACE_S
     time_is_up: Callable[[], str | None] = lambda: None
     tick_s: Callable[[], float] = lambda: TICK_S
 
@@ -261,13 +263,15 @@ def _end(task: RunningTask, claim: Claim, around: Surroundings, *, grace_s: floa
 
 
 def _died_with_us(ended: Exit | None, around: Surroundings) -> Verdict | None:
-    """A cluster may send its TERM to the task as well, and the task may be the first to see it."""
-    asked = {signal.SIGTERM, signal.SIGINT}
-    if ended is None or not (
-        ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked
-    ):
+    """A cluster may send its TERM to the task as well, and the task may be the first to see it.
+
+    One that handles it may end with any code; with 0 it says that it is done.
+    """
+    if ended is None or ended.exit_code == 0:
         return None
-    around.signals.wait(TOGETHER_S)
+    asked = {signal.SIGTERM, signal.SIGINT}
+    if ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked:
+        around.signals.wait(TOGETHER_S)
     if around.signals.terminates or around.signals.interrupts >= 2:
         return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
     return None
@@ -294,7 +298,9 @@ def _asked_to_end(claim: Claim, around: Surroundings) -> Verdict | None:
     grace_s = min(claim.settings.kill_grace_s, LEAVING_GRACE_S)
     if signals.terminates:
         return Verdict(
-            outcome=Outcome.INTERRUPTED, error="the worker was told to leave", grace_s=grace_s
+            outcome=Outcome.INTERRUPTED,
+            error="the worker was told to leave",
+            grace_s=min(grace_s, around.leaving_grace_s),
         )
     if signals.interrupts >= 3:
         return Verdict(outcome=Outcome.INTERRUPTED, error="killed by Ctrl-C", grace_s=0.0)

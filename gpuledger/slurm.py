@@ -9,6 +9,7 @@ asked for; the commands are sbatch, squeue, scancel and scontrol.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,10 @@ DEAD_IN_A_ROW = 3
 QUICKLY_S = 60.0
 LOG_TAIL_LINES = 8
 LOG_TAIL_BYTES = 16384
-VALUE = re.compile(r"[\w.,:;%+\-\[\]=@/&|*()!~^ ]+")
-SQUEUE_FORMAT = "%i|%T|%r|%N|%L"
+OPTION = re.compile(r"-[A-Za-z]|--[a-z][a-z0-9-]*")
+SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
+OF_THE_JOB = ("SLURM_", "SLURMD_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "GPULEDGER_HOST")
+"""What a job's environment says of that job alone: one that it submits must not inherit it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +67,14 @@ class Job:
         state: As in `PENDING`, `RUNNING`.
         reason: Why it waits, as Slurm says.
         node: Empty while it waits.
+        elapsed: How long it runs, as in `1:02:03`.
     """
 
     id: str
     state: str
     reason: str
     node: str
+    elapsed: str = ""
 
 
 class SlurmFailed(LedgerError):
@@ -97,7 +102,7 @@ def render(request: Request, *, ledger: Path, program: Sequence[str]) -> str:
         "#!/bin/bash",
         "# Written by 'gpuledger slurm start': each task of this array is one worker.",
         _directive("--job-name", "gpuledger"),
-        _directive("--array", _array(request)),
+        _directive("--array", array(request.workers, request.throttle)),
         _directive("--output", f"{logs}/%A_%a.log"),
         _directive("--open-mode", "append"),
         "# SIGUSR1 a while before the end: the worker finishes or hands back what it runs.",
@@ -115,7 +120,12 @@ def render(request: Request, *, ledger: Path, program: Sequence[str]) -> str:
     began = (
         shlex.quote(str(ledger / FOLDER)) + "/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.began"
     )
-    lines += ["", "# Tells 'gpuledger slurm status' that this script ran.", f": >{began}", ""]
+    lines += ["", "# Tells 'gpuledger slurm status' that this script ran.", f": >{began}"]
+    lines += [
+        "# Until the worker listens; it knows by itself when its time is up.",
+        "trap '' USR1",
+        "",
+    ]
     if request.setup.strip():
         lines += ["# --- setup", request.setup.rstrip("\n"), "# --- end of setup", ""]
     lines += [
@@ -135,9 +145,9 @@ def _work(request: Request, ledger: Path, program: Sequence[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def _array(request: Request) -> str:
-    throttle = f"%{request.throttle}" if request.throttle is not None else ""
-    return f"1-{request.workers}{throttle}"
+def array(workers: int, throttle: int | None) -> str:
+    """Return the value of sbatch's `--array` for so many workers."""
+    return f"1-{workers}" + (f"%{throttle}" if throttle is not None else "")
 
 
 def _directive(name: str, value: str) -> str:
@@ -146,10 +156,10 @@ def _directive(name: str, value: str) -> str:
 
 def _quoted(value: str, name: str) -> str:
     """Quote for an #SBATCH line; Slurm reads it itself, no shell does."""
-    if not value or not value.isprintable() or '"' in value or "\\" in value or "'" in value:
+    if not value or not value.isprintable() or '"' in value or "\\" in value:
         raise BadUsage(
             f"{value!a} cannot be given to Slurm as {name}; nothing was submitted",
-            hint="leave out quotes, backslashes and control characters",
+            hint="leave out double quotes, backslashes and control characters",
         )
     return value if re.fullmatch(r"[\w.,:%+\-=@/]+", value) else f'"{value}"'
 
@@ -159,16 +169,28 @@ def _extra_lines(extra: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for word in extra:
         if word.startswith("-"):
-            name, equals, value = word.partition("=")
-            lines.append(f"{name}={_quoted(value, name)}" if equals else _quoted(name, "an option"))
-        elif lines:
+            lines.append(_option(word))
+        elif lines and "=" not in lines[-1] and " " not in lines[-1]:
             lines[-1] += f" {_quoted(word, lines[-1])}"
         else:
-            raise BadUsage(
-                f"{word!a} is no option of sbatch; nothing was submitted",
-                hint="after --, as in: gpuledger slurm start --workers 4 -- --mail-type=FAIL",
-            )
+            raise _no_option(word)
     return lines
+
+
+def _option(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if not OPTION.fullmatch(name):
+        if word.startswith("--") or not OPTION.fullmatch(word[:2]):
+            raise _no_option(word)
+        return f"{word[:2]} {_quoted(word[2:], word[:2])}"  # -xn7
+    return f"{name}={_quoted(value, name)}" if equals else name
+
+
+def _no_option(word: str) -> BadUsage:
+    return BadUsage(
+        f"{word!a} is no option of sbatch; nothing was submitted",
+        hint="after --, as in: gpuledger slurm start --workers 4 -- --mail-type=FAIL",
+    )
 
 
 # --- Slurm's commands ------------------------------------------------------------------------
@@ -207,13 +229,19 @@ def parse_queue(text: str) -> list[Job]:
     for line in text.splitlines():
         fields = line.split("|")
         if len(fields) == SQUEUE_FORMAT.count("|") + 1:
-            jobs.append(Job(id=fields[0], state=fields[1], reason=fields[2], node=fields[3]))
+            task, state, reason, node, elapsed = fields
+            jobs.append(Job(id=task, state=state, reason=reason, node=node, elapsed=elapsed))
     return jobs
 
 
-def time_left(job: str) -> str:
-    """Return what Slurm says of the time a job has left, as in `1:02:03` or `UNLIMITED`."""
-    return _text(call("squeue", "-h", "-j", job, "-o", "%L").output)
+def describe(job: str) -> str:
+    """Return what Slurm says of a job, as `NAME=VALUE` words."""
+    return _text(call("scontrol", "--oneliner", "show", "job", job).output)
+
+
+def configuration() -> str:
+    """Return how this Slurm is configured, one `NAME = VALUE` a line."""
+    return _text(call("scontrol", "show", "config").output)
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
@@ -224,10 +252,8 @@ def cancel(jobs: Sequence[str], *options: str) -> None:
 
 
 def requeue(job: str) -> None:
-    """Let Slurm start this very job again, at once rather than after its two minutes."""
+    """Let Slurm start this very job again; it sends it SIGTERM, and waits two minutes."""
     call("scontrol", "requeue", job)
-    with contextlib.suppress(SlurmFailed):
-        call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def call(program: str, *arguments: str) -> Answer:
@@ -238,6 +264,7 @@ def call(program: str, *arguments: str) -> Answer:
             timeout_s=COMMAND_TIMEOUT_S,
             limit_bytes=COMMAND_LIMIT_BYTES,
             cwd=None,
+            env=outside_a_job(os.environ),
         )
     except CannotStart as error:
         raise Unavailable(
@@ -256,6 +283,21 @@ def call(program: str, *arguments: str) -> Answer:
     return answer
 
 
+def outside_a_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for Slurm's commands: nothing of a job, nothing that changes answers.
+
+    Without this a job that a worker submits would have its restart count, and its node's name.
+    """
+    inside = "SLURM_JOB_ID" in environ
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not ((inside and name.startswith(OF_THE_JOB)) or name.startswith("SQUEUE_"))
+        or name.startswith("SLURM_CONF")
+    }
+    return {**kept, "SLURM_TIME_FORMAT": "standard"}
+
+
 def _text(said: bytes) -> str:
     return said.decode(errors="replace").strip()
 
@@ -264,7 +306,7 @@ def _text(said: bytes) -> str:
 
 
 def dead_in_a_row(
-    tasks: Sequence[str], folder: Path, *, queued: frozenset[str], claimed: frozenset[str]
+    tasks: Sequence[str], folder: Path, *, queued: frozenset[str], useful: frozenset[str]
 ) -> list[str]:
     """Return the latest array tasks that ended within a minute, having claimed nothing.
 
@@ -274,13 +316,13 @@ def dead_in_a_row(
         tasks: Ids, the latest last.
         folder: The ledger's.
         queued: Ids that Slurm still has.
-        claimed: Ids of which a worker registered.
+        useful: Ids whose worker claimed a task, or left by itself as there was none.
     """
     dead: list[str] = []
     for task in reversed(tasks):
         if task in queued:
             continue
-        if task in claimed or not _died_quickly(folder, task):
+        if task in useful or not _died_quickly(folder, task):
             break
         dead.append(task)
     return dead if len(dead) >= DEAD_IN_A_ROW else []
@@ -314,12 +356,6 @@ def log_tail(folder: Path, task: str) -> str:
 def tasks_of(job: str, workers: int) -> list[str]:
     """Return the ids of a job's array tasks."""
     return [f"{job}_{number}" for number in range(1, workers + 1)]
-
-
-def surplus(jobs: Sequence[Job], wanted: int) -> list[str]:
-    """Return the waiting array tasks that are more than is wanted, the latest first."""
-    waiting = [job.id for job in jobs if job.state == "PENDING"]
-    return list(reversed(waiting))[: max(len(jobs) - wanted, 0)]
 
 
 Say = Callable[[str], None]

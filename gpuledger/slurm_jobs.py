@@ -6,7 +6,6 @@ Slurm's queue, and submits or cancels what is missing or too much.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger import slurm
+from gpuledger.allocation import Allocation
 from gpuledger.errors import LedgerError, Unavailable
 from gpuledger.ledger import Ledger
 from gpuledger.locks import try_lock
+from gpuledger.model import WorkerIdentity, settings_from_json
+from gpuledger.resources import misfit
 
 LOCK = "balance.lock"
+SILENT_S = 15.0
+"""Three heartbeats: a worker without a sign of life for so long is no longer said to work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,7 @@ class Submission:
         workers: How many array tasks it has.
         script: Path of its script.
         autoscale: Allocations follow what is pending, up to this many; None: they do not.
+        throttle: At most so many at a time, or None.
         stopped: An operator stopped it: nothing of it comes back.
     """
 
@@ -40,6 +45,7 @@ class Submission:
     workers: int
     script: str
     autoscale: int | None = None
+    throttle: int | None = None
     stopped: bool = False
 
     @property
@@ -50,13 +56,23 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerFacts:
-    """A worker that ran in an allocation; `live` is False once it left or was found dead."""
+    """A worker that ran in an allocation.
+
+    Attributes:
+        name: As in the status.
+        job: As in `123_4`.
+        ending: `left`, or `lost` when it was found dead; None: neither.
+        task: One that it runs now, or None.
+        attempts: How many it began.
+        silent_s: Seconds since its last sign of life; None: not known, or not live.
+    """
 
     name: str
     job: str
-    live: bool
+    ending: str | None
     task: str | None
     attempts: int
+    silent_s: float | None = None
 
 
 def submissions(ledger: Ledger) -> list[Submission]:
@@ -73,6 +89,7 @@ def submissions(ledger: Ledger) -> list[Submission]:
                     workers=row["workers"],
                     script=row["script"],
                     autoscale=data.get("autoscale"),
+                    throttle=data.get("throttle"),
                     stopped=bool(data.get("stopped")),
                 )
             )
@@ -83,7 +100,11 @@ def submissions(ledger: Ledger) -> list[Submission]:
 
 def record(ledger: Ledger, submission: Submission) -> None:
     """Keep a submission, or what changed of it."""
-    data = {"autoscale": submission.autoscale, "stopped": submission.stopped}
+    data = {
+        "autoscale": submission.autoscale,
+        "throttle": submission.throttle,
+        "stopped": submission.stopped,
+    }
 
     def change(db: sqlite3.Connection) -> None:
         db.execute(
@@ -103,15 +124,16 @@ def record(ledger: Ledger, submission: Submission) -> None:
 
 def workers(ledger: Ledger) -> list[WorkerFacts]:
     """Return the workers that ran in allocations, the latest last."""
+    ages = {view.nonce: view.heartbeat_age_s for view in ledger.snapshot().workers}
 
     def ask(db: sqlite3.Connection) -> list[WorkerFacts]:
         rows = db.execute(
-            "SELECT name, ended_at, json_extract(details, '$.slurm.job') AS job,"
+            "SELECT name, nonce, ending, json_extract(details, '$.slurm.job') AS job,"
             " (SELECT COUNT(*) FROM attempt WHERE attempt.worker = worker.name"
             "  AND attempt.nonce = worker.nonce) AS attempts,"
             " (SELECT sweep.name || '_' || point || '_' || seed FROM attempt AS running"
             "  JOIN task ON task.id = running.task_id JOIN sweep ON sweep.id = task.sweep_id"
-            "  WHERE running.nonce = worker.nonce AND running.outcome IS NULL) AS task"
+            "  WHERE running.nonce = worker.nonce AND running.outcome IS NULL LIMIT 1) AS task"
             " FROM worker WHERE json_extract(details, '$.slurm.job') IS NOT NULL"
             " ORDER BY started_at"
         )
@@ -119,9 +141,10 @@ def workers(ledger: Ledger) -> list[WorkerFacts]:
             WorkerFacts(
                 name=row["name"],
                 job=row["job"],
-                live=row["ended_at"] is None,
+                ending=row["ending"],
                 task=row["task"],
                 attempts=row["attempts"],
+                silent_s=ages.get(row["nonce"]),
             )
             for row in rows
         ]
@@ -139,12 +162,12 @@ def require_living(
             message has the end of the last one's log.
     """
     tasks = [task for submission in known if not submission.stopped for task in submission.tasks]
-    claimed = frozenset(facts.job for facts in workers(ledger))
+    useful = {facts.job for facts in workers(ledger) if facts.attempts or facts.ending != "lost"}
     dead = slurm.dead_in_a_row(
         tasks,
         ledger.folder,
         queued=frozenset(job.id for job in queued),
-        claimed=claimed,
+        useful=frozenset(useful),
     )
     if dead:
         tail = slurm.log_tail(ledger.folder, dead[0]) or "(nothing)"
@@ -155,44 +178,184 @@ def require_living(
         )
 
 
-def balance(ledger: Ledger, say: slurm.Say) -> None:
-    """Let the allocations follow what is pending, for submissions that autoscale; never raises.
+def pending_for(ledger: Ledger, gpus: int, sweeps: Sequence[str]) -> int:
+    """Count the pending tasks for workers of so many GPUs that nobody has started yet.
 
-    Called by each worker that starts or ends in an allocation.
+    What kind of GPU they will have is not known: that is not asked for.
     """
+    unknown = WorkerIdentity(
+        nonce="", name="", host="", machine="", pid=0, pid_start=0, gpus=("",) * gpus
+    )
+
+    def ask(db: sqlite3.Connection) -> int:
+        rows = db.execute(
+            "SELECT name, settings, n FROM sweep JOIN task_count ON sweep_id = sweep.id"
+            " WHERE state = 'pending' AND paused IS NULL"
+        )
+        return sum(
+            row["n"]
+            for row in rows
+            if (not sweeps or row["name"] in sweeps) and _fits(row["settings"], unknown)
+        )
+
+    return ledger.store.read(ask)
+
+
+def _fits(settings: str, worker: WorkerIdentity) -> bool:
+    needs = settings_from_json(settings)
+    if worker.gpus:
+        needs = replace(needs, min_memory_mib=None, gpu_name=None)
+    return misfit(needs, worker) is None
+
+
+# --- autoscale ----------------------------------------------------------------------------------
+
+
+def balance(
+    ledger: Ledger,
+    me: WorkerIdentity,
+    sweeps: Sequence[str],
+    allocation: Allocation,
+    say: slurm.Say,
+    *,
+    leaving: bool,
+) -> None:
+    """Let the allocations follow what is pending, if this one's submission autoscales.
+
+    Called by each worker that starts or ends in an allocation; never raises.
+
+    Args:
+        ledger: The ledger.
+        me: The worker: what fits it fits all of its submission.
+        sweeps: What it was limited to; empty: nothing.
+        allocation: Its own.
+        say: Prints one line.
+        leaving: It ends, and is no longer to be counted.
+    """
+    mine = allocation.place.job
     try:
-        latest = [found for found in submissions(ledger) if found.autoscale is not None]
-        if not latest or latest[-1].stopped:
+        known = submissions(ledger)
+        own = _own(known, mine)
+        if own is None or own.autoscale is None or own.stopped:
             return
-        folder = ledger.folder / slurm.FOLDER
-        with try_lock(folder / LOCK) as mine:
-            if mine:
-                _balance(ledger, latest[-1], say)
+        with try_lock(ledger.folder / slurm.FOLDER / LOCK) as free:
+            if not free:
+                return  # who has it looks at the same queue now
+            found = ledger.outlook(me, sweeps=sweeps, time_left_s=allocation.whole_s)
+            family = [found for found in known if found.script == own.script]
+            queued = slurm.queue([found.id for found in family])
+            others = [job for job in queued if not (leaving and job.id == mine)]
+            facts = [worker for worker in workers(ledger) if worker.job != mine]
+            change = plan(others, facts, pending=found.pending, limit=own.autoscale)
+            if change.cancel:
+                slurm.cancel(change.cancel)
+                say(f"Slurm: cancelled {len(change.cancel)} waiting allocations: no tasks for them")
+            if change.submit:
+                require_living(ledger, family, queued)
+                tasks = slurm.array(change.submit, own.throttle)
+                job = slurm.submit(Path(own.script), array=tasks)
+                record(ledger, replace(own, id=job, at=ledger.now(), workers=change.submit))
+                say(f"Slurm: submitted {change.submit} more allocations (job {job})")
     except (LedgerError, OSError) as error:
         say(f"allocations were not adjusted: {error}")
 
 
-def _balance(ledger: Ledger, model: Submission, say: slurm.Say) -> None:
-    known = submissions(ledger)
-    queued = slurm.queue([found.id for found in known if not found.stopped])
-    counts = ledger.snapshot().counts
-    wanted = min(model.autoscale or 0, counts.pending + counts.running)
-    too_many = slurm.surplus(queued, wanted)
-    if too_many:
-        slurm.cancel(too_many)
-        say(f"Slurm: cancelled {len(too_many)} waiting allocations, no tasks for them")
-    missing = wanted - len(queued)
-    if missing > 0 and counts.pending:
-        require_living(ledger, known, queued)
-        job = slurm.submit(Path(model.script), array=f"1-{missing}")
-        record(ledger, replace(model, id=job, at=ledger.now(), workers=missing))
-        say(f"Slurm: submitted {missing} more allocations (job {job})")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What would make the allocations follow the tasks."""
+
+    submit: int = 0
+    cancel: tuple[str, ...] = ()
+
+
+def plan(
+    queued: Sequence[slurm.Job], facts: Sequence[WorkerFacts], *, pending: int, limit: int
+) -> Change:
+    """Compare what is pending with the allocations that can still take some of it; pure.
+
+    Those are the ones that wait, that begin (no worker yet), and the idle ones. One with a task
+    is none: it takes another only later. One whose worker left is ending.
+    """
+    waiting = [job.id for job in queued if job.state == "PENDING"]
+    coming = len(waiting) + _about_to_claim(queued, facts)
+    if coming > pending:
+        return Change(cancel=tuple(list(reversed(waiting))[: coming - pending]))
+    return Change(submit=max(min(pending - coming, limit - len(queued)), 0))
+
+
+def _about_to_claim(queued: Sequence[slurm.Job], facts: Sequence[WorkerFacts]) -> int:
+    latest = {worker.job: worker for worker in facts}
+    count = 0
+    for job in queued:
+        worker = latest.get(job.id)
+        if job.state != "PENDING" and (
+            worker is None or (worker.ending is None and worker.task is None)
+        ):
+            count += 1
+    return count
+
+
+# --- coming back, and stopping ------------------------------------------------------------------
+
+
+def may_come_back(
+    ledger: Ledger,
+    me: WorkerIdentity,
+    sweeps: Sequence[str],
+    allocation: Allocation,
+    *,
+    drained: bool,
+) -> bool:
+    """Tell whether a worker that leaves should be started again, for want of time was all.
+
+    Args:
+        ledger: The ledger.
+        me: The worker.
+        sweeps: What it was limited to.
+        allocation: Its own.
+        drained: It was told to claim no more; if that was not Slurm, an operator meant it.
+    """
+    own = _own(submissions(ledger), allocation.place.job)
+    if own is None or own.stopped or (drained and not allocation.ends_soon()):
+        return False
+    if allocation.whole_s is None:
+        return False
+    return bool(ledger.outlook(me, sweeps=sweeps, time_left_s=allocation.whole_s).pending)
 
 
 def is_stopped(ledger: Ledger, job: str) -> bool:
     """Tell whether an operator stopped the submission that an array task belongs to."""
+    own = _own(submissions(ledger), job)
+    return own is not None and own.stopped
+
+
+def _own(known: Sequence[Submission], job: str) -> Submission | None:
     number = job.partition("_")[0]
-    return any(found.stopped for found in submissions(ledger) if found.id == number)
+    return next((found for found in known if found.id == number), None)
+
+
+def stop(ledger: Ledger, *, now: bool) -> tuple[int, int]:
+    """Cancel what waits; let what runs finish its task, or (now) hand it back.
+
+    Returns:
+        How many waited, and how many ran.
+    """
+    jobs = [found.id for found in submissions(ledger) if not found.stopped]
+    slurm.queue(jobs)  # without Slurm nothing is changed
+
+    def change(db: sqlite3.Connection) -> None:
+        db.execute("UPDATE slurm_job SET data = json_set(data, '$.stopped', json('true'))")
+
+    ledger.store.write(change, operation="slurm stop")
+    queued = slurm.queue(jobs)  # asked after that: none of them comes back from here on
+    waiting = [job.id for job in queued if job.state == "PENDING"]
+    running = [job.id for job in queued if job.state != "PENDING"]
+    slurm.cancel(waiting)
+    slurm.cancel(running, *([] if now else ["--batch", "--signal=USR1"]))
+    return len(waiting), len(running)
+
+
+# --- what is shown ------------------------------------------------------------------------------
 
 
 def rows(
@@ -226,35 +389,27 @@ def _standing(
     submission: Submission,
     folder: Path,
 ) -> Mapping[str, Any]:
-    if job is not None and job.state == "PENDING":
+    if job is None:
+        return _ended(worker, task, submission, folder)
+    if job.state == "PENDING":
         return {"state": "waits", "says": job.reason}
-    if job is not None and worker is not None and worker.live:
-        return {"state": "works", "says": worker.task or "idle"}
-    if job is not None:
-        return {"state": "silent", "says": f"{job.state.lower()}, but no worker gave a sign"}
-    if worker is not None and worker.live:
+    if worker is None or worker.ending is not None:
+        what = "no worker gave a sign" if worker is None else f"its worker {worker.ending}"
+        return {"state": "silent", "says": f"{job.state.lower()} for {job.elapsed}, {what}"}
+    if worker.silent_s is not None and worker.silent_s > SILENT_S:
+        return {"state": "silent", "says": f"no sign of life for {worker.silent_s:.0f} s"}
+    return {"state": "works", "says": worker.task or "idle"}
+
+
+def _ended(
+    worker: WorkerFacts | None, task: str, submission: Submission, folder: Path
+) -> Mapping[str, Any]:
+    if worker is not None and worker.ending is None:
         return {"state": "silent", "says": "Slurm has ended it, its lease runs out"}
-    if worker is not None:
+    if worker is not None and worker.ending == "left":
         return {"state": "left", "says": f"ran {worker.attempts} attempts"}
     tail = slurm.log_tail(folder, task)
-    if not tail and (submission.stopped or not slurm.log_of(folder, task).exists()):
+    never_began = submission.stopped or not slurm.log_of(folder, task).exists()
+    if worker is None and not tail and never_began:
         return {"state": "left", "says": "cancelled before it began"}
     return {"state": "died", "says": tail}
-
-
-def stop(ledger: Ledger, *, now: bool) -> tuple[int, int]:
-    """Cancel what waits; let what runs finish its task, or (now) hand it back.
-
-    Returns:
-        How many waited, and how many ran.
-    """
-    known = [found for found in submissions(ledger) if not found.stopped]
-    queued = slurm.queue([found.id for found in known])
-    for submission in known:
-        with contextlib.suppress(LedgerError):
-            record(ledger, replace(submission, stopped=True))
-    waiting = [job.id for job in queued if job.state == "PENDING"]
-    running = [job.id for job in queued if job.state != "PENDING"]
-    slurm.cancel(waiting)
-    slurm.cancel(running, *([] if now else ["--batch", "--signal=USR1"]))
-    return len(waiting), len(running)

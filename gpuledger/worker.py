@@ -532,6 +532,11 @@ class Worker:
             lease=lambda: self._lease(claim, files),
             gpu_lost=self._gpus.lost_for_long if self._gpus is not None else lambda: None,
             time_is_up=self._time_is_up(claim),
+            leaving_grace_s=(
+                runner.LEAVING_GRACE_S
+                if self._tools.allocation is None
+                else self._tools.allocation.grace_s
+            ),
             stop_requested=lambda: self._stop_requested(claim),
             say=self._say,
             launcher=self._launcher,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,16 @@ from gpuledger.allocation import (
     WARNING_S,
     Allocation,
     Place,
-    parse_time_left,
+    Span,
+    leaving_grace_s,
+    parse_duration,
+    parse_kill_wait,
+    parse_span,
     place_of,
 )
 from gpuledger.errors import BadUsage
-from gpuledger.slurm import Job, Request, dead_in_a_row, parse_queue, render, surplus
-from gpuledger.slurm_jobs import Submission, WorkerFacts
+from gpuledger.slurm import Job, Request, dead_in_a_row, outside_a_job, parse_queue, render
+from gpuledger.slurm_jobs import Change, Submission, WorkerFacts, plan
 from tests.helpers import ManualClock
 from tests.shell import gpuledger, write_sweep
 
@@ -39,7 +44,7 @@ def test_no_value_is_anything_but_a_word(tmp_path: Path, value: str) -> None:
     try:
         text = script(folder, work=(f"--sweep={value}",), wrap=("/usr/bin/env",))
     except BadUsage:  # a folder's name that Slurm could not be told
-        assert value in ("'", '"')
+        assert value == '"'
         text = script(tmp_path, work=(f"--sweep={value}",), wrap=("/usr/bin/env",))
         (tmp_path / "slurm").mkdir()
     file = tmp_path / "script.sh"
@@ -53,12 +58,22 @@ def test_no_value_is_anything_but_a_word(tmp_path: Path, value: str) -> None:
     assert (Path(shlex.split(text.split(": >")[1].split("/${")[0])[0]) / "7_1.began").exists()
 
 
-@pytest.mark.parametrize("value", ['a"b', "a\nb", "a\\b", "a'b", "\x1b[31m", ""])
+@pytest.mark.parametrize("value", ['a"b', "a\nb", "a\\b", "\x1b[31m", ""])
 def test_what_has_no_place_in_a_directive_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(BadUsage, match="nothing was submitted"):
         script(tmp_path, options={"partition": value})
     with pytest.raises(BadUsage, match="nothing was submitted"):
         script(tmp_path, extra=(f"--comment={value}",))
+    with pytest.raises(BadUsage, match="nothing was submitted"):
+        script(tmp_path, extra=("-x", value))
+
+
+@pytest.mark.parametrize(
+    "word", ["--mem\ntouch=1", "--a b=c", "--", "-", "---x", "-\nrm", "n7", "--$(x)"]
+)
+def test_what_is_no_option_of_sbatch_is_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(BadUsage, match="nothing was submitted"):
+        script(tmp_path, extra=(word,))
 
 
 def test_the_script_says_what_was_asked_for(tmp_path: Path) -> None:
@@ -68,7 +83,7 @@ def test_the_script_says_what_was_asked_for(tmp_path: Path) -> None:
         gpus_per_worker=2,
         throttle=3,
         options={"time": "4:00:00", "partition": "gpu", "qos": None, "constraint": "a100|h100"},
-        extra=("--mail-type=FAIL", "-x", "n7"),
+        extra=("--mail-type=FAIL", "-x", "n7", "-Jname", "--comment=it's # one", "--exclusive"),
         setup="module load cuda\n",
         wrap=("apptainer", "exec", "--nv", "my image.sif"),
     )
@@ -78,25 +93,52 @@ def test_the_script_says_what_was_asked_for(tmp_path: Path) -> None:
         "#SBATCH --array=1-8%3", "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@120",
         "#SBATCH --requeue", "#SBATCH --gres=gpu:2", "#SBATCH --time=4:00:00",
         "#SBATCH --partition=gpu", '#SBATCH --constraint="a100|h100"',
-        "#SBATCH --mail-type=FAIL", "#SBATCH -x n7", "module load cuda",
+        "#SBATCH --mail-type=FAIL", "#SBATCH -x n7", "#SBATCH -J name", "#SBATCH --exclusive",
+        '#SBATCH --comment="it\'s # one"', "trap '' USR1", "module load cuda",
     ):  # fmt: skip
         assert line in lines
     assert "qos" not in text
     assert lines[-1].startswith("exec apptainer exec --nv 'my image.sif' /bin/echo gpuledger work")
     assert lines[-1].endswith("--gpus=all --gpus-per-task=2")
-    with pytest.raises(BadUsage, match="no option"):
-        script(tmp_path, extra=("n7",))
 
 
 def test_the_queue_is_read_and_odd_lines_are_left_out() -> None:
     jobs = parse_queue("12_1|RUNNING|None|n1|1:00\n12_2|PENDING|Resources||2:00\nslurm: odd\n")
     assert jobs == [
-        Job(id="12_1", state="RUNNING", reason="None", node="n1"),
-        Job(id="12_2", state="PENDING", reason="Resources", node=""),
+        Job(id="12_1", state="RUNNING", reason="None", node="n1", elapsed="1:00"),
+        Job(id="12_2", state="PENDING", reason="Resources", node="", elapsed="2:00"),
     ]
-    assert surplus(jobs, 1) == ["12_2"]
-    assert surplus(jobs, 2) == []
-    assert surplus(jobs, 0) == ["12_2"], "what runs is not cancelled"
+
+
+def queued(id: str, state: str) -> Job:
+    return Job(id=id, state=state, reason="None", node="")
+
+
+def facts(job: str, **values: object) -> WorkerFacts:
+    known = {"name": "n:cpu", "ending": None, "task": None, "attempts": 0, **values}
+    return WorkerFacts(job=job, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("pending", "change"),
+    [
+        (0, Change(cancel=("9_5", "9_4"))),  # the latest first, and never what runs
+        (3, Change(cancel=("9_5",))),
+        (4, Change()),  # two wait, one begins, one is idle
+        (5, Change(submit=1)),
+        (9, Change(submit=3)),  # no more than the limit
+    ],
+)
+def test_allocations_follow_what_is_pending(pending: int, change: Change) -> None:
+    jobs = [queued(f"9_{number}", "RUNNING") for number in (1, 2, 3, 6)]
+    jobs += [queued("9_4", "PENDING"), queued("9_5", "PENDING")]
+    workers = [
+        facts("9_2"),
+        facts("9_3", task="exp_0_0", attempts=1),
+        facts("9_6", ending="left", attempts=4),  # about to end
+        facts("8_1"),  # an earlier job
+    ]
+    assert plan(jobs, workers, pending=pending, limit=9) == change
 
 
 @pytest.mark.parametrize(
@@ -105,7 +147,70 @@ def test_the_queue_is_read_and_odd_lines_are_left_out() -> None:
      ("INVALID", None), ("", None), ("NOT_SET", None)],
 )  # fmt: skip
 def test_the_time_left_is_understood(text: str, seconds: float | None) -> None:
-    assert parse_time_left(text) == seconds
+    assert parse_duration(text) == seconds
+
+
+JOB = (
+    "JobId=1 ArrayJobId=1 RunTime=00:03:00 TimeLimit={limit} TimeMin=N/A"
+    " StartTime={began} EndTime={ends} PreemptTime=None"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "began", "ends", "span"),
+    [
+        (
+            "04:00:00",
+            "2026-11-28T10:00:00",
+            "2026-11-28T14:00:00",
+            Span(whole_s=14400, left_s=14220),
+        ),
+        # preempted, with a grace time
+        ("04:00:00", "2026-11-28T10:00:00", "2026-11-28T10:04:00", Span(whole_s=240, left_s=60)),
+        # over the night when the clocks are put back
+        (
+            "06:00:00",
+            "2026-10-24T23:00:00",
+            "2026-10-25T04:00:00",
+            Span(whole_s=21600, left_s=21420),
+        ),
+        ("UNLIMITED", "2026-11-28T10:00:00", "2027-11-28T10:00:00", None),
+        ("04:00:00", "2026-11-28T10:00:00", "Unknown", None),
+    ],
+)
+def test_the_time_left_is_taken_from_the_end_that_slurm_knows(
+    limit: str, began: str, ends: str, span: Span | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert parse_span(JOB.format(limit=limit, began=began, ends=ends)) == span
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert parse_span("slurm_load_jobs error: Invalid job id specified") is None
+
+
+def test_a_task_gets_no_more_time_to_end_than_its_worker_has() -> None:
+    assert parse_kill_wait("JobRequeue = 1\nKillWait                = 30 sec\n") == 30
+    assert parse_kill_wait("Configuration data") is None
+    assert leaving_grace_s(None) == 15
+    assert leaving_grace_s(30) == 15
+    assert leaving_grace_s(5) == 2
+    assert leaving_grace_s(1) == 0.5
+
+
+def test_what_a_job_submits_knows_nothing_of_that_job() -> None:
+    inside = {
+        "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SLURMD_NODENAME": "n1", "HOME": "/h",
+        "GPULEDGER_HOST": "n1", "SLURM_CONF": "/etc/slurm.conf", "CUDA_VISIBLE_DEVICES": "1",
+    }  # fmt: skip
+    always = {"HOME": "/h", "SLURM_CONF": "/etc/slurm.conf", "SLURM_TIME_FORMAT": "standard"}
+    assert outside_a_job(inside) == always
+    outside = {"HOME": "/h", "CUDA_VISIBLE_DEVICES": "1", "SQUEUE_STATES": "PENDING"}
+    assert outside_a_job(outside) == {
+        "HOME": "/h", "CUDA_VISIBLE_DEVICES": "1", "SLURM_TIME_FORMAT": "standard"
+    }  # fmt: skip
 
 
 def test_an_array_task_is_named_so_that_it_alone_is_meant() -> None:
@@ -133,18 +238,39 @@ def test_an_array_task_is_named_so_that_it_alone_is_meant() -> None:
 def test_who_is_handed_back(
     left_s: float, usual_s: float | None, elapsed_s: float, warned: bool, handed_back: bool
 ) -> None:
-    allocation = Allocation(Place(job="1", node="n"), time_left_s=left_s, clock=ManualClock())
+    allocation = lent(left_s)
     verdict = allocation.verdict(usual_s=usual_s, elapsed_s=elapsed_s, warned=warned)
     assert (verdict is not None) is handed_back
-    endless = Allocation(Place(job="1", node="n"), time_left_s=None, clock=ManualClock())
-    assert endless.verdict(usual_s=usual_s, elapsed_s=elapsed_s, warned=warned) is None
+    assert lent(None).verdict(usual_s=usual_s, elapsed_s=elapsed_s, warned=warned) is None
 
 
-def died(folder: Path, task: str, *, after_s: float = 5.0) -> None:
+def lent(*left_s: float | None) -> Allocation:
+    """Return an allocation of which Slurm says, each time it is asked, that so much is left."""
+    answers = [None if left is None else Span(whole_s=7200, left_s=left) for left in left_s]
+    return Allocation(
+        Place(job="1", node="n"),
+        ask=lambda: answers.pop(0) if len(answers) > 1 else answers[0],
+        clock=ManualClock(),
+    )
+
+
+def test_the_end_is_asked_for_again_when_the_warning_comes() -> None:
+    preempted = lent(3600, 60)
+    assert preempted.verdict(usual_s=1000, elapsed_s=0, warned=False) is None
+    assert not preempted.ends_soon()
+    assert preempted.verdict(usual_s=1000, elapsed_s=0, warned=True) is not None
+    assert preempted.ends_soon()
+    prolonged = lent(100, 3600, 0)
+    assert prolonged.verdict(usual_s=1000, elapsed_s=0, warned=True) is None
+    assert prolonged.verdict(usual_s=1000, elapsed_s=0, warned=True) is None, "asked once more only"
+    assert prolonged.whole_s == 7200
+
+
+def died(folder: Path, task: str, *, after_s: float = 5.0, says: str = "boom\n") -> None:
     (folder / "slurm").mkdir(exist_ok=True)
     for name, at in ((f"{task}.began", 1000.0), (f"{task}.log", 1000.0 + after_s)):
         path = folder / "slurm" / name
-        path.write_text("boom\n")
+        path.write_text(says)
         os.utime(path, (at, at))
 
 
@@ -153,35 +279,42 @@ def test_only_quick_deaths_without_a_claim_in_a_row_count(tmp_path: Path) -> Non
     for task in tasks:
         died(tmp_path, task)
     none: frozenset[str] = frozenset()
-    assert len(dead_in_a_row(tasks, tmp_path, queued=none, claimed=none)) == 5
-    assert dead_in_a_row(tasks, tmp_path, queued=none, claimed=frozenset({"9_4"})) == []
-    assert dead_in_a_row(tasks[:2], tmp_path, queued=none, claimed=none) == []
-    waits = dead_in_a_row(tasks, tmp_path, queued=frozenset({"9_5"}), claimed=none)
+    assert len(dead_in_a_row(tasks, tmp_path, queued=none, useful=none)) == 5
+    assert dead_in_a_row(tasks, tmp_path, queued=none, useful=frozenset({"9_4"})) == []
+    assert dead_in_a_row(tasks[:2], tmp_path, queued=none, useful=none) == []
+    waits = dead_in_a_row(tasks, tmp_path, queued=frozenset({"9_5"}), useful=none)
     assert waits == ["9_4", "9_3", "9_2", "9_1"]
     died(tmp_path, "9_5", after_s=90.0)
-    assert dead_in_a_row(tasks, tmp_path, queued=none, claimed=none) == []
+    assert dead_in_a_row(tasks, tmp_path, queued=none, useful=none) == []
 
 
 def test_each_array_task_has_one_standing(tmp_path: Path) -> None:
     died(tmp_path, "9_5")
-    submission = Submission(id="9", at=0.0, workers=7, script="x")
-    queued = [
+    died(tmp_path, "9_9", says="Killed\n")
+    submission = Submission(id="9", at=0.0, workers=9, script="x")
+    jobs = [
         Job(id="9_1", state="PENDING", reason="Priority", node=""),
         Job(id="9_2", state="RUNNING", reason="None", node="n1"),
-        Job(id="9_3", state="RUNNING", reason="None", node="n2"),
+        Job(id="9_3", state="RUNNING", reason="None", node="n2", elapsed="1:05"),
+        Job(id="9_8", state="RUNNING", reason="None", node="n2"),
     ]
-    facts = [
-        WorkerFacts(name="n1:gpu0", job="9_2", live=True, task="exp_0_0", attempts=1),
-        WorkerFacts(name="n3:gpu0", job="9_4", live=False, task=None, attempts=3),
-        WorkerFacts(name="n4:gpu0", job="9_7", live=True, task="exp_0_1", attempts=1),
+    known = [
+        facts("9_2", task="exp_0_0", attempts=1, silent_s=1.0),
+        facts("9_4", ending="left", attempts=3),
+        facts("9_7", task="exp_0_1", attempts=1),
+        facts("9_8", task="exp_0_2", attempts=1, silent_s=40.0),
+        facts("9_9", ending="lost", attempts=1),
     ]
-    rows = slurm_jobs.rows([submission], queued, facts, tmp_path)
+    rows = slurm_jobs.rows([submission], jobs, known, tmp_path)
     assert [(row["job"], row["state"]) for row in rows] == [
         ("9_1", "waits"), ("9_2", "works"), ("9_3", "silent"), ("9_4", "left"),
-        ("9_5", "died"), ("9_6", "left"), ("9_7", "silent"),
+        ("9_5", "died"), ("9_6", "left"), ("9_7", "silent"), ("9_8", "silent"), ("9_9", "died"),
     ]  # fmt: skip
     assert rows[0]["says"] == "Priority"
+    assert rows[2]["says"] == "running for 1:05, no worker gave a sign"
     assert rows[4]["says"] == "boom"
+    assert rows[7]["says"] == "no sign of life for 40 s"
+    assert rows[8]["says"] == "Killed"
 
 
 def test_without_slurm_there_is_one_clear_sentence(tmp_path: Path) -> None:

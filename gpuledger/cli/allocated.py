@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from gpuledger import slurm, slurm_jobs
-from gpuledger.allocation import Allocation, parse_time_left, place_of
+from gpuledger.allocation import Allocation, Span, parse_kill_wait, parse_span, place_of
 from gpuledger.cli.output import note
 from gpuledger.clock import Clock
 from gpuledger.errors import LedgerError
 from gpuledger.ledger import Ledger
-from gpuledger.worker import Worker
+from gpuledger.model import WorkerIdentity
+from gpuledger.signals import Signals
 
 
 def find_allocation(clock: Clock) -> Allocation | None:
@@ -23,32 +24,60 @@ def find_allocation(clock: Clock) -> Allocation | None:
         return None
     if place.node != "?":
         os.environ.setdefault("GPULEDGER_HOST", place.node)
+    return Allocation(place, ask=lambda: _span(place.job), clock=clock, kill_wait_s=_kill_wait_s())
+
+
+def _span(job: str) -> Span | None:
     try:
-        left_s = parse_time_left(slurm.time_left(place.job))
+        return parse_span(slurm.describe(job))
     except LedgerError as error:
         note(f"not known how much time Slurm allows: {error.problem}")
-        left_s = None
-    return Allocation(place, time_left_s=left_s, clock=clock)
+        return None
+
+
+def _kill_wait_s() -> float | None:
+    try:
+        return parse_kill_wait(slurm.configuration())
+    except LedgerError:
+        return None
+
+
+def enter_allocation(
+    ledger: Ledger, me: WorkerIdentity, sweeps: tuple[str, ...], allocation: Allocation
+) -> bool:
+    """Let allocations follow what is pending; False: an operator has stopped this one."""
+    try:
+        stopped = slurm_jobs.is_stopped(ledger, allocation.place.job)
+    except LedgerError:
+        return True  # the worker waits for the ledger, and says so
+    if stopped:
+        note("stopped by 'gpuledger slurm stop' before it began")
+        return False
+    slurm_jobs.balance(ledger, me, sweeps, allocation, note, leaving=False)
+    return True
 
 
 def leave_allocation(
-    ledger: Ledger, worker: Worker, allocation: Allocation, *, terminated: bool
+    ledger: Ledger,
+    me: WorkerIdentity,
+    sweeps: tuple[str, ...],
+    allocation: Allocation,
+    signals: Signals,
 ) -> None:
     """Come back while work is left and time was what ended this; let allocations follow.
 
-    A worker that ran nothing does not come back: its tasks need more than a whole allocation.
+    Work that needs more than a whole allocation is none. A job that Slurm told to leave is
+    Slurm's to start again.
     """
+    if signals.terminates or signals.interrupts:
+        return
+    if signals.drain:
+        allocation.warn()
     try:
-        if (
-            allocation.ends_soon()
-            and worker.attempts_run
-            and not slurm_jobs.is_stopped(ledger, allocation.place.job)
-            and ledger.outlook(worker.me).pending
-        ):
+        if slurm_jobs.may_come_back(ledger, me, sweeps, allocation, drained=bool(signals.drain)):
             note(f"work is left: Slurm starts {allocation.place.job} again")
             slurm.requeue(allocation.place.job)
             return
     except (LedgerError, OSError) as error:
         note(f"could not be requeued: {error}")
-    if not terminated:
-        slurm_jobs.balance(ledger, note)
+    slurm_jobs.balance(ledger, me, sweeps, allocation, note, leaving=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +14,9 @@ import typer
 from gpuledger.cli.find import find_ledger
 from gpuledger.cli.options import AsJson, LedgerDir
 from gpuledger.cli.output import echo, echo_json, echo_table, note
+from gpuledger.cli.trust import require_trusted
 from gpuledger.display.text import several
-from gpuledger.errors import BadUsage
+from gpuledger.errors import BadUsage, LedgerError
 
 app = typer.Typer()
 slurm = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -86,6 +89,13 @@ def start(
     force: Annotated[
         bool, typer.Option("--force", help="Submit although the last allocations died at once.")
     ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run commands of a ledger that others can write to.")
+    ] = False,
+    unsafe: Annotated[
+        bool,
+        typer.Option("--unsafe", help="Work beside another host even where no lock is shared."),
+    ] = False,
     ledger: LedgerDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +114,10 @@ def start(
     from gpuledger.ledger import Ledger
 
     folder = find_ledger(ledger)
+    require_trusted(folder, trust=trust)  # rather here than in each allocation
     opened = Ledger.open(folder)
+    passed_on = [f"--sweep={name}" for name in sweep or ()]
+    passed_on += [*(["--trust"] if trust else []), *(["--unsafe"] if unsafe else [])]
     request = cluster.Request(
         workers=workers,
         gpus_per_worker=gpus_per_worker,
@@ -121,27 +134,34 @@ def start(
         extra=tuple(context.args),
         setup=_setup(opened, setup, sweep),
         wrap=_split(wrap),
-        work=tuple(f"--sweep={name}" for name in sweep or ()),
+        work=tuple(passed_on),
     )
-    program = [sys.executable, "-m", "gpuledger"]
+    # -P: a file of the user's like random.py, where the job is submitted, is not ours.
+    program = [sys.executable, "-P", "-m", "gpuledger"]
     text = cluster.render(request, ledger=folder, program=program)
     if print_only:
         echo(text.rstrip("\n"))
         return
-    script = _write(folder / cluster.FOLDER, text, opened.now())
     if test:
-        echo(cluster.submit(script, test=True))
-        script.unlink()
+        with _written(folder / cluster.FOLDER, text, opened.now()) as script:
+            echo(cluster.submit(script, test=True))
+            script.unlink()
         return
     known = jobs.submissions(opened)
     queued = cluster.queue([found.id for found in known])
     if not force:
         jobs.require_living(opened, known, queued)
-    counts = opened.snapshot().counts
     count = workers
     if autoscale:
-        count = max(min(workers, counts.pending + counts.running) - len(queued), 1)
-    job = cluster.submit(script, array=None if count == workers else _array(count, throttle))
+        pending = jobs.pending_for(opened, gpus_per_worker, sweep or ())
+        count = jobs.plan(
+            queued, jobs.workers(opened), pending=pending, limit=workers + len(queued)
+        ).submit
+        if not count:
+            _not_needed(pending, as_json=as_json)
+            return
+    with _written(folder / cluster.FOLDER, text, opened.now()) as script:
+        job = cluster.submit(script, array=cluster.array(count, throttle))
     jobs.record(
         opened,
         jobs.Submission(
@@ -150,6 +170,7 @@ def start(
             workers=count,
             script=str(script),
             autoscale=workers if autoscale else None,
+            throttle=throttle,
         ),
     )
     if as_json:
@@ -209,8 +230,13 @@ def stop(
     echo(f"Cancelled {waiting} waiting; {running} running {how}.")
 
 
-def _array(count: int, throttle: int | None) -> str:
-    return f"1-{count}" + (f"%{throttle}" if throttle is not None else "")
+def _not_needed(pending: int, *, as_json: bool) -> None:
+    if as_json:
+        echo_json({"job": None, "workers": 0, "script": None})
+    elif pending:
+        echo(f"Nothing submitted: allocations that can take {several(pending, 'task')} are coming.")
+    else:
+        echo("Nothing submitted: no task is pending for such workers.")
 
 
 def _split(wrap: str | None) -> tuple[str, ...]:
@@ -244,14 +270,25 @@ def _setup(ledger: object, file: Path | None, sweeps: list[str] | None) -> str:
     return texts.pop() if texts else ""
 
 
-def _write(folder: Path, text: str, now: float) -> Path:
+@contextlib.contextmanager
+def _written(folder: Path, text: str, now: float) -> Iterator[Path]:
+    """Write the script; it does not stay when Slurm refuses it."""
     from gpuledger.modes import make_folder
 
     make_folder(folder)
+    path = _free_path(folder, now)
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield path
+    except LedgerError:
+        path.unlink()
+        raise
+
+
+def _free_path(folder: Path, now: float) -> Path:
     path = folder / f"workers-{int(now)}.sh"
     number = 1
     while path.exists():
         number += 1
         path = folder / f"workers-{int(now)}-{number}.sh"
-    path.write_text(text, encoding="utf-8")
     return path

@@ -191,7 +191,7 @@ def work_on(
     wait_free: str | None = None,
 ) -> int:
     """Be one worker; return the exit code."""
-    from gpuledger.cli.allocated import find_allocation, leave_allocation
+    from gpuledger.cli.allocated import enter_allocation, find_allocation, leave_allocation
     from gpuledger.clock import SystemClock
     from gpuledger.hosts import doubts, require_shared_locks
     from gpuledger.ledger import Ledger
@@ -199,7 +199,6 @@ def work_on(
     from gpuledger.process import become_subreaper, host_name, pid_start, this_machine
     from gpuledger.pulse import Pulse
     from gpuledger.signals import listen
-    from gpuledger.slurm_jobs import balance
     from gpuledger.worker import Tools, Worker, WorkerOptions
 
     clock = SystemClock()
@@ -252,15 +251,14 @@ def work_on(
             sweeps=sweeps, max_tasks=max_tasks, stay=stay, on_failure=on_failure
         )
         worker = Worker(ledger, options, tools)
-        if allocation is not None:
-            balance(ledger, note)
         try:
-            worker.run()
+            if allocation is None or enter_allocation(ledger, identify(), sweeps, allocation):
+                worker.run()
         finally:
             if gate is not None:
                 gate.stop()
         if allocation is not None:
-            leave_allocation(ledger, worker, allocation, terminated=bool(signals.terminates))
+            leave_allocation(ledger, identify(), sweeps, allocation, signals)
         if signals.interrupts or signals.terminates:
             return INTERRUPTED
     return FAILED if worker.failed_for_good else 0
