@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,9 @@ class Cluster:
         env: What its commands, and gpuledger's, need in their environment.
     """
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.env = env
+        self._folder = folder
 
     def slurm(self, *command: str, check: bool = True) -> str:
         """Run one of Slurm's commands."""
@@ -64,6 +68,28 @@ class Cluster:
         lines = self.slurm("squeue", "-h", "-r", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
+    def start_now(self) -> bool:
+        """Let what was requeued begin without Slurm's two minutes; tell whether there was any."""
+        waiting = [
+            line.split()[0]
+            for line in self.slurm("squeue", "-h", "-r", "-o", "%i %r").splitlines()
+            if line.endswith(" BeginTime")
+        ]
+        for job in waiting:
+            self.slurm("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+        return bool(waiting)
+
+    def kill_node(self, name: str) -> None:
+        """Kill the slurmd of a node of this cluster."""
+        for line in (self._folder / "pids").read_text().splitlines():
+            daemon, pid = line.split()
+            if daemon == f"slurmd-{name}":
+                os.kill(int(pid), signal.SIGKILL)
+
+    def log(self) -> str:
+        """Return what Slurm's controller says that it did."""
+        return (self._folder / "log" / "slurmctld.log").read_text(errors="replace")
+
 
 @contextmanager
 def cluster(*options: str) -> Iterator[Cluster]:
@@ -77,8 +103,22 @@ def cluster(*options: str) -> Iterator[Cluster]:
         pytest.skip(f"Slurm is not installed (no {missing[0]}), and only root could install it")
     if "cgroup" in options and not cgroups_are_writable():
         pytest.skip("Slurm's cgroup plugin needs root and writable cgroups")
+    with contextlib.ExitStack() as held:
+        if "cgroup" in options:
+            held.enter_context(only_one("/tmp/gls-cgroup.lock"))
+        yield from _run(up, down, options, install=["--install"] if missing else [])
+
+
+@contextmanager
+def only_one(path: str) -> Iterator[None]:
+    """Wait for other tests: two clusters would share the names of their control groups."""
+    with Path(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(up: Path, down: Path, options: Sequence[str], *, install: list[str]) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="gls-", dir="/tmp"))  # its paths must be short
-    install = ["--install"] if missing else []
     env = environment(PYTHONDONTWRITEBYTECODE="1")
     started = subprocess.run(
         [str(up), "--dir", str(folder), *install, *options],
@@ -86,7 +126,7 @@ def cluster(*options: str) -> Iterator[Cluster]:
     )  # fmt: skip
     try:
         assert started.returncode == 0, started.stdout + started.stderr
-        yield Cluster({**env, "SLURM_CONF": str(folder / "slurm.conf")})
+        yield Cluster(folder, {**env, "SLURM_CONF": str(folder / "slurm.conf")})
     finally:
         subprocess.run(
             [str(down), "--dir", str(folder)], capture_output=True, check=False, timeout=120,

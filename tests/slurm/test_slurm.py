@@ -1,4 +1,7 @@
-"""gpuledger's workers under a real Slurm: `python -m pytest -m slurm`."""
+"""gpuledger's workers under a real Slurm: `python -m pytest -m slurm`.
+
+The short set of it is `-m "slurm and not exhaustive"`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from tests.helpers import wait_until
 from tests.shell import records, write_sweep
 from tests.slurm.cluster import Cluster, cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+BOTH = [pytest.param("linuxproc", marks=pytest.mark.exhaustive), "cgroup"]
 
 RECORD = """
 import json, os, sys, time
@@ -27,6 +32,16 @@ def record(**more):
 """
 
 SHORT = RECORD + "record(what='began'); time.sleep(1.5); record(what='ended')\n"
+
+GATED = (
+    RECORD
+    + """
+record(what="began")
+while not os.path.exists("go"):
+    time.sleep(0.1)
+record(what="ended")
+"""
+)
 
 STEPS = 85
 LONG = (
@@ -75,7 +90,7 @@ def test_sixty_tasks_are_completed_once_whatever_slurm_does(tmp_path: Path, proc
     """scancel, requeue, preemption, a node that is gone: nothing of it is charged to a task."""
     nvml = environment(tmp_path, [FakeGpu(uuid=f"GPU-{n}") for n in range(2)])
     with cluster("--nodes", "4", "--gpus", "2", "--proctrack", proctrack) as lab:
-        init(lab, tmp_path, SHORT, "seeds = 60")
+        init(lab, tmp_path, GATED, "seeds = 60")
         setup = tmp_path / "setup.sh"
         setup.write_text("".join(f"export {name}={value}\n" for name, value in nvml.items()))
         said = lab.gpuledger(
@@ -88,24 +103,28 @@ def test_sixty_tasks_are_completed_once_whatever_slurm_does(tmp_path: Path, proc
             rows = json.loads(lab.gpuledger("slurm", "status", "--json", cwd=tmp_path))
             return [row["job"] for row in rows if row["state"] == "works"]
 
-        wait_until(lambda: len(running()) >= 6, because="they work", timeout_s=90)
+        def nodes() -> list[str]:
+            rows = json.loads(lab.gpuledger("slurm", "status", "--json", cwd=tmp_path))
+            return sorted({row["node"] for row in rows if row["state"] == "works"})
+
+        def interrupted() -> int:
+            outcomes = [a["outcome"] for task in lab.tasks(tmp_path) for a in task["attempts"]]
+            return outcomes.count("interrupted")
+
+        wait_until(lambda: len(running()) == 8, because="all of them work", timeout_s=90)
+        shown = lab.gpuledger("status", "--once", cwd=tmp_path)
+        assert f"slurm {job}_" in shown
         one, two, *_ = running()
         lab.slurm("scancel", one)
         lab.slurm("scontrol", "requeue", two)
+        wait_until(lambda: interrupted() == 2, because="both handed back", timeout_s=60)
         lab.slurm(
-            "sbatch", "--partition=high", "--nodes=1", "--exclusive", "--time=5",
+            "sbatch", "--partition=high", f"--nodelist={nodes()[0]}", "--exclusive", "--time=5",
             "--output=/dev/null", "--wrap", "sleep 5",
         )  # fmt: skip
-        wait_until(
-            lambda: lab.counts(tmp_path)["completed"] >= 20, because="20 are done", timeout_s=120
-        )
-        nodes = {
-            row["node"]
-            for row in json.loads(lab.gpuledger("slurm", "status", "--json", cwd=tmp_path))
-            if row["state"] == "works"
-        }
-        if nodes:
-            lab.slurm("pkill", "-KILL", "-f", f"slurmd.* -N {sorted(nodes)[-1]}( |$)", check=False)
+        wait_until(lambda: interrupted() >= 3, because="a node was preempted", timeout_s=90)
+        lab.kill_node(nodes()[-1])
+        (tmp_path / "go").touch()
         drained(lab, tmp_path, 60)
         tasks = lab.tasks(tmp_path)
         assert {task["state"] for task in tasks} == {"completed"}
@@ -113,7 +132,8 @@ def test_sixty_tasks_are_completed_once_whatever_slurm_does(tmp_path: Path, proc
         assert overlapping(tmp_path) == []
         outcomes = [attempt["outcome"] for task in tasks for attempt in task["attempts"]]
         assert outcomes.count("completed") == 60
-        assert "interrupted" in outcomes, "the cancelled one's, at least"
+        assert outcomes.count("completed") + outcomes.count("interrupted") == len(outcomes)
+        assert "preempted" in lab.log().lower()
         devices = {line["devices"] for line in records(tmp_path / "record.jsonl")}
         assert devices == {"0", "1"}
         shown = lab.gpuledger("show", tasks[0]["task"], "--json", cwd=tmp_path)
@@ -121,50 +141,82 @@ def test_sixty_tasks_are_completed_once_whatever_slurm_does(tmp_path: Path, proc
         wait_until(lambda: not running(), because="an empty queue costs money", timeout_s=60)
 
 
-def test_a_task_half_done_goes_on_after_the_time_limit(tmp_path: Path) -> None:
-    with cluster("--nodes", "1") as lab:
+@pytest.mark.parametrize("proctrack", BOTH)
+def test_a_task_half_done_goes_on_after_the_time_limit(tmp_path: Path, proctrack: str) -> None:
+    with cluster("--nodes", "1", "--proctrack", proctrack) as lab:
         init(lab, tmp_path, LONG, "seeds = 1")
         lab.gpuledger(
             "slurm", "start", "--workers", "1", "--gpus-per-worker", "0", "--time", "2",
             cwd=tmp_path,
         )  # fmt: skip
-        drained(lab, tmp_path, 1, timeout_s=400)
+        wait_until(lab.start_now, because="it was requeued", timeout_s=200)
+        drained(lab, tmp_path, 1)
         (task,) = lab.tasks(tmp_path)
         outcomes = [attempt["outcome"] for attempt in task["attempts"]]
-        assert outcomes[-1] == "completed"
-        assert set(outcomes[:-1]) == {"interrupted"}, "it was handed back, not failed"
+        assert outcomes == ["interrupted", "completed"], "it was handed back, not failed"
         assert task["failures"] == task["losses"] == 0
         began = [line["step"] for line in records(tmp_path / "record.jsonl") if "step" in line]
         assert began[0] == 0
         assert began[1] > 20, "it went on where it was"
+        assert "restart 1" in lab.gpuledger("show", task["task"], cwd=tmp_path)
+        wait_until(lambda: lab.jobs() == {}, because="nothing is left", timeout_s=60)
+
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open("began", "a").close()
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("proctrack", BOTH)
+def test_a_stubborn_task_is_handed_back_before_slurm_kills_its_worker(
+    tmp_path: Path, proctrack: str
+) -> None:
+    with cluster("--nodes", "1", "--proctrack", proctrack, "--kill-wait", "14") as lab:
+        init(lab, tmp_path, STUBBORN, "seeds = 1")
+        lab.gpuledger(
+            "slurm", "start", "--workers", "1", "--gpus-per-worker", "0", "--time", "30",
+            cwd=tmp_path,
+        )  # fmt: skip
+        wait_until((tmp_path / "began").exists, because="it runs", timeout_s=60)
+        stopped = lab.gpuledger("slurm", "stop", "--now", cwd=tmp_path)
+        assert "1 running hand their task back" in stopped
+        wait_until(lambda: lab.jobs() == {}, because="it ended", timeout_s=90)
+        (task,) = lab.tasks(tmp_path)
+        assert [attempt["outcome"] for attempt in task["attempts"]] == ["interrupted"]
+        assert task["state"] == "pending"
 
 
 def test_allocations_follow_what_is_pending_and_can_be_stopped(tmp_path: Path) -> None:
+    cpu = ("--gpus-per-worker", "0", "--time", "30")
     with cluster("--nodes", "2", "--cpus", "2") as lab:
-        init(lab, tmp_path, SHORT, "seeds = 3")
-        said = lab.gpuledger(
-            "slurm", "start", "--workers", "6", "--gpus-per-worker", "0", "--autoscale",
-            "--time", "30", cwd=tmp_path,
-        )  # fmt: skip
-        assert "3 workers" in said, "no more than there are tasks"
-        drained(lab, tmp_path, 3)
-        wait_until(lambda: lab.jobs() == {}, because="they left", timeout_s=60)
+        init(lab, tmp_path, SHORT, "seeds = 1")
+        autoscale = ("slurm", "start", "--workers", "4", *cpu, "--autoscale", "--", "--hold")
+        said = lab.gpuledger(*autoscale, cwd=tmp_path)
+        assert "1 worker" in said, "no more than there are tasks"
+        assert "are coming" in lab.gpuledger(*autoscale, cwd=tmp_path)
 
-        (tmp_path / "exp.toml").write_text(
-            'command = ["{python}", "train.py"]\nseeds = 40\n', encoding="utf-8"
-        )
-        lab.gpuledger("init", "exp.toml", cwd=tmp_path)
-        lab.gpuledger(
-            "slurm", "start", "--workers", "6", "--gpus-per-worker", "0", "--autoscale",
-            "--time", "30", cwd=tmp_path,
-        )  # fmt: skip
-        wait_until(
-            lambda: "RUNNING" in lab.jobs().values() and lab.counts(tmp_path)["running"] > 0,
-            because="they run",
-            timeout_s=60,
-        )
+        # More to do, when it begins: it submits what is missing, within --workers.
+        change_seeds(lab, tmp_path, 7)
+        (first,) = lab.jobs()
+        lab.slurm("scontrol", "release", first)
+        wait_until(lambda: len(lab.jobs()) == 4, because="more were submitted", timeout_s=60)
+        # These are on hold, the first one does it all, and cancels them when it ends.
+        drained(lab, tmp_path, 7)
+        wait_until(lambda: lab.jobs() == {}, because="none is wanted", timeout_s=60)
+        log = next((tmp_path / ".gpuledger" / "slurm").glob("*_1.log")).read_text()
+        assert "submitted 3 more allocations" in log
+        assert "cancelled 3 waiting allocations" in log
+        assert "no task is pending" in lab.gpuledger(*autoscale, cwd=tmp_path)
+
+        change_seeds(lab, tmp_path, 400)
+        lab.gpuledger("slurm", "start", "--workers", "6", *cpu, cwd=tmp_path)
+        wait_until(lambda: lab.counts(tmp_path)["running"] == 4, because="they run", timeout_s=60)
         stopped = lab.gpuledger("slurm", "stop", cwd=tmp_path)
-        assert "finish their task and leave" in stopped
+        assert stopped == "Cancelled 2 waiting; 4 running finish their task and leave.\n"
         wait_until(lambda: lab.jobs() == {}, because="they left", timeout_s=60)
         counts = lab.counts(tmp_path)
         assert counts["pending"] > 0
@@ -172,6 +224,35 @@ def test_allocations_follow_what_is_pending_and_can_be_stopped(tmp_path: Path) -
         tasks = lab.tasks(tmp_path)
         outcomes = {attempt["outcome"] for task in tasks for attempt in task["attempts"]}
         assert outcomes == {"completed"}, "who ran finished its task"
+
+
+def change_seeds(lab: Cluster, folder: Path, count: int) -> None:
+    (folder / "exp.toml").write_text(
+        f'command = ["{{python}}", "train.py"]\nseeds = {count}\n', encoding="utf-8"
+    )
+    lab.gpuledger("init", "exp.toml", cwd=folder)
+
+
+def test_no_name_does_anything_in_the_script_and_setup_and_wrap_are_used(tmp_path: Path) -> None:
+    folder = tmp_path / "it's $(touch pwned); touch pwned #%A `touch pwned` ö"
+    folder.mkdir()
+    script = RECORD + "record(what='ended', setup=os.environ['SETUP'], wrap=os.environ['WRAP'])\n"
+    with cluster("--nodes", "1") as lab:
+        init(lab, folder, script, "seeds = 1\n[slurm]\nsetup = \"export SETUP='a b'\"")
+        start = ("slurm", "start", "--workers", "1", "--gpus-per-worker", "0", "--sweep", "exp")
+        wrap = ("--wrap", "env 'WRAP=$(touch pwned)'")
+        printed = lab.gpuledger(*start, *wrap, "--print", cwd=folder)
+        assert " -P -m gpuledger " in printed, "a random.py beside the sweep is not ours"
+        assert lab.jobs() == {}
+        said = lab.gpuledger(*start, *wrap, "--json", cwd=folder)
+        job = json.loads(said.splitlines()[0])
+        assert Path(job["script"]).read_text() == printed
+        drained(lab, folder, 1)
+        (line,) = records(folder / "record.jsonl")
+        assert line["setup"] == "a b"
+        assert line["wrap"] == "$(touch pwned)"
+        assert (folder / ".gpuledger" / "slurm" / f"{job['job']}_1.log").exists()
+        assert not list(tmp_path.rglob("pwned"))
 
 
 def test_three_dead_allocations_are_enough(tmp_path: Path) -> None:
