@@ -22,7 +22,9 @@ VERSIONS = [
     [
         pytest.param(VERSIONS[0].values[0], 45, id="4.2-45"),
         *(
-            pytest.param(version.values[0], 300, id=f"{version.id}-300", marks=pytest.mark.exhaustive)
+            pytest.param(
+                version.values[0], 300, id=f"{version.id}-300", marks=pytest.mark.exhaustive
+            )
             for version in VERSIONS
         ),
     ],

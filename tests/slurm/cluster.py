@@ -105,14 +105,14 @@ def cluster(*options: str) -> Iterator[Cluster]:
         pytest.skip("Slurm's cgroup plugin needs root and writable cgroups")
     with contextlib.ExitStack() as held:
         if "cgroup" in options:
-            held.enter_context(only_one("/tmp/gls-cgroup.lock"))
+            held.enter_context(only_one(up))
         yield from _run(up, down, options, install=["--install"] if missing else [])
 
 
 @contextmanager
-def only_one(path: str) -> Iterator[None]:
+def only_one(program: Path) -> Iterator[None]:
     """Wait for other tests: two clusters would share the names of their control groups."""
-    with Path(path).open("w") as lock:
+    with program.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
