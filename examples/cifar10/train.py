@@ -40,7 +40,7 @@ def main() -> None:
     seed_everything(options.seed)
     device = choose_device(options.device)
     train_loader, test_loader = make_loaders(options, device)
-    model = make_model(options.width).to(device, memory_format=torch.channels_last)
+    model = make_model(options.width).to(device, memory_format=layout(device))
     run = Run(model, train_loader, options, device)
     run.resume()
     signal.signal(signal.SIGTERM, run.ask_to_stop)
@@ -82,6 +82,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """Return the order of images in memory: tensor cores like another one than some CPUs."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def make_loaders(
@@ -195,7 +200,7 @@ class Run:
             if self.stopping:
                 print("told to stop: the last epoch's checkpoint is kept", flush=True)
                 sys.exit(TERMINATED)
-            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            images = images.to(self.device, non_blocking=True, memory_format=layout(self.device))
             labels = labels.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
                 loss = self.criterion(self.model(images), labels)
@@ -252,7 +257,7 @@ def evaluate(model: nn.Module, loader: DataLoader[Any], device: torch.device) ->
     model.eval()
     right = seen = 0
     for images, labels in loader:
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = images.to(device, non_blocking=True, memory_format=layout(device))
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             found = model(images).argmax(dim=1).cpu()
         right += int((found == labels).sum())

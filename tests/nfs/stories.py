@@ -60,7 +60,7 @@ def lab(*arguments: str) -> None:
 
 # --- three hosts drain a queue while everything goes wrong ------------------------------------
 
-SLOW = 9
+SLOW = 15
 SLOW_S = 32
 LEASE_S = 18
 CUT_S = 50
@@ -101,7 +101,7 @@ def write_sweep(name: str, *, number: int, seconds: int, priority: int) -> str:
 def drain(tasks: str) -> dict[str, Any]:
     """Three clients, three workers each; a SIGKILL, a client cut off, a server restart.
 
-    All but nine of the tasks are quick. The slow ones come once all hosts are at work, and each
+    All but fifteen of the tasks are quick. The slow ones come once all hosts are at work, and each
     host has some of them when a worker is killed on one and another is cut off.
     """
     number = int(tasks)
@@ -110,6 +110,7 @@ def drain(tasks: str) -> dict[str, Any]:
     (HERE / "task.sh").write_text(TASK)
     quick = write_sweep("quick", number=number - SLOW, seconds=0, priority=0)
     run(1, *GPULEDGER, "init", quick, LEDGER, f"--lease={LEASE_S}s", "--heartbeat=2s")
+    run(1, *GPULEDGER, "pause", "quick", LEDGER)
     began_s = time.monotonic()
     workers = {
         (client, slot): start(
@@ -118,6 +119,13 @@ def drain(tasks: str) -> dict[str, Any]:
         for slot in range(3)
         for client in (1, 2, 3)
     }
+    signs = HERE / ".gpuledger" / "workers"
+    wait_until(
+        lambda: len(list(signs.iterdir())) == len(workers),
+        because="all workers gave a sign of life",
+        timeout_s=300,
+    )
+    run(1, *GPULEDGER, "resume", "quick", LEDGER)
     story = []
 
     def tell(what: str) -> None:
@@ -136,7 +144,7 @@ def drain(tasks: str) -> dict[str, Any]:
     tell("adding slow ones")
     slow = write_sweep("slow", number=SLOW, seconds=SLOW_S, priority=10)
     run(2, *GPULEDGER, "init", slow, LEDGER)
-    wait_until(lambda: slow_on(1) and slow_on(3), because="both have slow ones", timeout_s=200)
+    wait_until(lambda: slow_on(1) and slow_on(3), because="both have slow ones", timeout_s=600)
     lab("cut", "3", str(CUT_S))
     tell("cut client 3 off for longer than the lease")
     victim = run(1, "sh", "-c", f"pgrep -o -f '^{sys.executable} -m gpuledger work'").strip()

@@ -17,18 +17,9 @@ VERSIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("options", "tasks"),
-    [
-        pytest.param(VERSIONS[0].values[0], 45, id="4.2-45"),
-        *(
-            pytest.param(
-                version.values[0], 300, id=f"{version.id}-300", marks=pytest.mark.exhaustive
-            )
-            for version in VERSIONS
-        ),
-    ],
-)
+@pytest.mark.exhaustive  # minutes each, and of no use on a machine that has no processor to spare
+@pytest.mark.parametrize("tasks", [45, 300])
+@pytest.mark.parametrize("options", VERSIONS)
 def test_three_hosts_drain_a_queue_whatever_goes_wrong(
     options: tuple[str, ...], tasks: int
 ) -> None:
@@ -38,7 +29,8 @@ def test_three_hosts_drain_a_queue_whatever_goes_wrong(
     assert found["integrity"] == "ok"
     assert found["failures"] == 0, "nothing was the tasks' fault"
     assert found["outcomes"]["completed"] == tasks
-    assert "client1" in found["lost_by"], found  # the killed worker's task
+    # The killed worker's task, and those of the host that was cut off.
+    assert {"client1", "client3"} <= set(found["lost_by"]), found
 
 
 @pytest.mark.parametrize("options", VERSIONS[:1])
