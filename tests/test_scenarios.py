@@ -406,8 +406,8 @@ def test_a_sweep_that_fails_everywhere_is_paused_before_it_burned_its_tasks(tmp_
         'command = "python train.py"\nseeds = 40\n',
     )
     with worker("--cpu", cwd=tmp_path) as one, worker("--cpu", cwd=tmp_path, host="beta") as two:
-        one.wait()
-        two.wait()
+        one.wait(timeout_s=200)  # one that begins before the other is suspect, and cools down
+        two.wait(timeout_s=200)
     status = json.loads(gpuledger("status", "--json", cwd=tmp_path).stdout)
     assert status["counts"]["pending"] >= 25
     assert "trochvision" in status["sweeps"][0]["paused"]
