@@ -82,7 +82,7 @@ class OriginReader:
         # Each is replaced as a whole by the thread, so that `take` may read at any time.
         self._git: dict[tuple[str, bool], GitAnswer] = {}
         self._interpreter: str | None = None
-        self._packages: dict[str, Packages | None] = {}
+        self._packages: dict[str, tuple[Packages, str] | None] = {}
         self._gpus: tuple[tuple[str, ...], str | None] | None = None
         self._start: Start | None = None
         self._looked_at: Start | None = None
@@ -133,14 +133,15 @@ class OriginReader:
 
     def _with_packages(self, origin: Origin) -> Origin:
         interpreter = self._interpreter
-        packages = None if interpreter is None else self._packages.get(interpreter)
-        if packages is None:
+        found = None if interpreter is None else self._packages.get(interpreter)
+        if found is None:
             return replace(origin, interpreter=interpreter)
+        packages, digest = found
         return replace(
             origin,
             interpreter=interpreter,
             python=packages.python,
-            environment=digest_of(packages_text(packages).encode()),
+            environment=digest,
             packages=packages,
         )
 
@@ -171,8 +172,12 @@ class OriginReader:
         self._git[key] = ask_git(question, clock=self._clock)
 
     def _find_packages(self, interpreter: str | None) -> None:
-        if interpreter is not None and interpreter not in self._packages:
-            self._packages[interpreter] = packages_of(interpreter)
+        if interpreter is None or interpreter in self._packages:
+            return
+        packages = packages_of(interpreter)
+        self._packages[interpreter] = (
+            None if packages is None else (packages, digest_of(packages_text(packages).encode()))
+        )
 
 
 # --- the interpreter and its packages ---------------------------------------------------------

@@ -2,81 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from gpuledger import outbox, runner
+from gpuledger import runner
 from gpuledger.allocation import Allocation
 from gpuledger.backups import Keeper
 from gpuledger.clock import Clock
-from gpuledger.diary import Diary
+from gpuledger.company import Company
 from gpuledger.display.lines import claimed_line, ended_line
-from gpuledger.errors import (
-    LeaseLost,
-    LedgerBusy,
-    LedgerDamaged,
-    LedgerError,
-    LedgerReplaced,
-    LedgerUnreachable,
-    NoLedger,
-    NotAllowed,
-    NotShared,
-    Unavailable,
-)
-from gpuledger.gpu_gate import GpuGate, Standing
+from gpuledger.errors import LeaseLost, LedgerError
+from gpuledger.gpu_gate import GpuGate
 from gpuledger.heartbeat import beat_path, written_at
 from gpuledger.hook import call_hook
 from gpuledger.launcher import Launcher
 from gpuledger.ledger import Ledger
-from gpuledger.lookout import Lookout
 from gpuledger.model import (
     COUNTED_AS_FAILURE,
     Claim,
     Ended,
     Ending,
-    Finished,
     NothingToDo,
     Outcome,
-    Settled,
     TaskState,
-    Token,
     WorkerIdentity,
 )
 from gpuledger.origin import Origin
 from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
-from gpuledger.process import is_alive, kill_marked
+from gpuledger.patience import Patience
 from gpuledger.pulse import Pulse
-from gpuledger.rhythm import Rhythm
+from gpuledger.readiness import Readiness
+from gpuledger.recorder import Recorder, Rules
 from gpuledger.signals import Signals
 
-T = TypeVar("T")
-
-OUT_OF_REACH = (LedgerBusy, LedgerUnreachable, NoLedger, NotAllowed, Unavailable)
-"""What may mend itself, or be mended by somebody, while a worker waits."""
-
-FIRST_BACKOFF_S = 1.0
-LONGEST_BACKOFF_S = 30.0
 IDLE_POLL_S = 1.0
 IDLE_POLL_PER_WORKER_S = 0.05  # many idle workers look less often
 LONGEST_IDLE_POLL_S = 10.0
 LOOK_AGAIN_S = 5.0
 LOOK_AGAIN_PER_WORKER_S = 0.1  # ten locks a second in all, where tasks wait that none may take
-HASTY_LOCK_S = 2.0
-"""How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
-
-SHORTEST_TICK_S = 0.05
-
 SOON_S = 0.1
-QUIET_S = 2.0
-"""The memory of the last task needs a moment to come back: that is not worth a word."""
-
-STAND_BACK_S = 10.0
-"""A worker whose GPUs are not ready for so long says so in the ledger: nobody waits for it."""
-
 COOL_DOWN_S = 60.0
 LONGEST_COOL_DOWN_S = 3600.0
 
@@ -125,19 +90,6 @@ class Tools:
     allocation: Allocation | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """An attempt that ended here and that the ledger does not know of yet."""
-
-    claim: Claim
-    finished: Finished
-
-    @property
-    def ending(self) -> Ending:
-        """How it ended."""
-        return self.finished.ending
-
-
 class Worker:
     """One worker: runs one task after another until told to leave, or nothing is left.
 
@@ -148,45 +100,39 @@ class Worker:
     """
 
     def __init__(self, ledger: Ledger, options: WorkerOptions, tools: Tools) -> None:
+        clock, say = tools.clock, tools.say
         self.ledger = ledger
         self.failed_for_good = 0
+        self.attempts_run = 0
         self._options = options
         self._tools = tools
         self._signals = tools.signals
-        self._outbox = outbox.outbox_folder(ledger.uuid)
-        self._keeper = Keeper(
-            ledger.store, clock=tools.clock, now_there=self._now_there, say=tools.say
-        )
-        self._launcher = Launcher(say=tools.say, clock=tools.clock)
-        self._origins = OriginReader(ledger.folder, environ=tools.environ, clock=tools.clock)
-        self.attempts_run = 0
-        self._cool_downs = 0
-        self._live: tuple[WorkerIdentity, ...] = ()
-        self._hosts: set[str] = set()
-        self._unwelcome = False
-        self._live_seen: int | None = None
-        self._live_at_s = self._looked_at_s = -LOOK_AGAIN_S
-        self._nudge = ledger.store.last_nudge()
-        self._told_nudge = self._nudge
-        self._drain_told = False
         self._gpus = tools.gpus
-        self._not_ready_s: float | None = None
-        self._stands_back = False
+        self._patience = Patience(ledger, signals=tools.signals, say=say)
+        self._company = Company(ledger, clock=clock, say=say, admit=tools.admit)
+        self._readiness = Readiness(tools.gpus, ledger, clock=clock, say=say)
+        self._recorder = Recorder(
+            ledger,
+            self._patience,
+            rules=Rules(sweeps=options.sweeps, time_left_s=self._time_left_s, room=self._room),
+            signals=tools.signals,
+            clock=clock,
+            say=say,
+            after=self._after,
+        )
+        self._keeper = Keeper(ledger.store, clock=clock, now_there=self._now_there, say=say)
+        self._launcher = Launcher(say=say, clock=clock)
+        self._origins = OriginReader(ledger.folder, environ=tools.environ, clock=clock)
+        self._nudge = self._told_nudge = ledger.store.last_nudge()
+        self._drain_told = False
         self._outlook_s = -LOOK_AGAIN_S
         self._outlook_seen: int | None = None
-        self._told: str | None = None
-        self._rhythm = Rhythm(tools.clock)
-        self._held: deque[Claim] = deque()
-        self._held_nudge = self._nudge
-        self._unopened: Claim | None = None
-        self._done: list[Done] = []
-        self._visit_again_s = 0.0
-        self._taken_away: str | None = None
+        self._cool_downs = 0
         self._pause_s = 0.0
 
     def run(self) -> None:
         """Work until told to leave, or until nothing is left to do."""
-        self._deliver_what_others_left()
+        self._recorder.deliver_what_others_left()
         if not self._enlist():
             return
         try:
@@ -194,7 +140,7 @@ class Worker:
             while claim is not None:
                 began_s = self._tools.clock.boottime()
                 is_over = self._work_on(claim)
-                self._rhythm.task_took(self._tools.clock.boottime() - began_s)
+                self._recorder.rhythm.task_took(self._tools.clock.boottime() - began_s)
                 claim = (self._go_on() if is_over else None) or self._next()
         finally:
             self._sign_off()
@@ -203,24 +149,22 @@ class Worker:
 
     def _enlist(self) -> bool:
         """Register as a new worker; False when told to leave before that was possible."""
-        me = self._patiently(lambda: self.ledger.register(self._tools.identify()))
+        me = self._patience.until_reached(
+            lambda: self.ledger.register(self._tools.identify()), is_leaving=self._is_leaving
+        )
         if me is None:
             return False
         self.me = me
-        self._stands_back = False
-        if self._gpus is not None:
-            self._gpus.known_as(me.nonce)
         self._pulse = self._tools.pulse(me)
-        self._diary = Diary(self.ledger.folder, me)
-        self._lookout = Lookout(
-            self.ledger.folder, me.nonce, lease_s=self.ledger.lease_s, clock=self._tools.clock
-        )
+        self._company.known_as(me)
+        self._readiness.known_as(me, self._pulse)
+        self._recorder.known_as(me)
         return True
 
     def _enlist_again(self) -> bool:
-        self._deliver_late()
+        self._recorder.deliver_late()
         self._pulse.stop()
-        self._lookout.close()
+        self._company.close()
         self._say("found dead by others (no sign of life for too long): signing on anew")
         return self._enlist()
 
@@ -230,50 +174,27 @@ class Worker:
 
     def _sign_off(self) -> None:
         self._launcher.close()
-        self._hasten()
+        self._patience.hasten()
         try:
             self.ledger.leave(self.me.nonce)
         except LedgerError as error:
             self._say(f"could not sign off: {error.problem}")
         self._pulse.stop()
-        self._lookout.close()
-
-    def _deliver_what_others_left(self) -> None:
-        """Record outcomes that dead workers of this machine could not."""
-        if self._outbox is None:
-            return
-        for letter in outbox.letters(self._outbox):
-            if is_alive(letter.machine, letter.pid, letter.pid_start):
-                continue
-            try:
-                self._deliver(letter)
-            except LeaseLost:
-                self._say(f"{letter.token.task}: a late outcome came too late, others have it")
-            except LedgerError:
-                continue  # the next worker tries again
-            outbox.forget(letter)
-
-    def _deliver(self, letter: outbox.Letter) -> None:
-        self._hasten()
-        self._in_this_epoch(lambda: self.ledger.deliver(letter.worker, letter.finished))
+        self._company.close()
 
     # --- finding work -------------------------------------------------------------------------
 
     def _next(self) -> Claim | None:
         """Return the next attempt to run; None when it is time to leave."""
         while not self._is_leaving():
-            self._reap()
-            if not self._gpus_are_ready():
+            self._company.reap()
+            if not self._readiness.may_start(self._company.sharers()):
                 if self._is_nothing_left():
                     return None
-                self._signals.wait(SOON_S if self._told is None else IDLE_POLL_S)
+                self._signals.wait(SOON_S if self._readiness.told is None else IDLE_POLL_S)
                 continue
             try:
-                found = self._patiently(
-                    lambda: self.ledger.claim(
-                        self.me, sweeps=self._options.sweeps, time_left_s=self._time_left_s()
-                    )
-                )
+                found = self._patience.until_reached(self._claim, is_leaving=self._is_leaving)
             except LeaseLost:
                 if not self._enlist_again():
                     return None
@@ -287,10 +208,15 @@ class Worker:
             self._wait_for_work(found)
         return None
 
+    def _claim(self) -> Claim | NothingToDo:
+        return self.ledger.claim(
+            self.me, sweeps=self._options.sweeps, time_left_s=self._time_left_s()
+        )
+
     def _is_leaving(self) -> bool:
         signals = self._signals
         limit = self._options.max_tasks
-        if self._unwelcome:
+        if self._company.is_unwelcome:
             return True
         if limit is not None and self.attempts_run >= limit:
             return True
@@ -302,7 +228,7 @@ class Worker:
             self._tell_misfits(found)
             return True  # an idle allocation costs money
         if self._options.stay or found.pending or found.running or found.held:
-            if self._told is None:
+            if self._readiness.told is None:
                 unfit = found.misfits and not found.pending
                 self._pulse.note("no pending task fits" if unfit else None)
             return False
@@ -322,66 +248,19 @@ class Worker:
         """Wait until the ledger changed, somebody died, or it is time to look again."""
         clock = self._tools.clock
         seen = self.ledger.store.change_counter()
-        again_s = clock.boottime() + (
-            max(LOOK_AGAIN_S, LOOK_AGAIN_PER_WORKER_S * len(self._live))
-            if found.pending
-            else max(6 * LOOK_AGAIN_S, 5 * LOOK_AGAIN_PER_WORKER_S * len(self._live))
-        )
+        crowd = len(self._company.live)
+        again_s = max(LOOK_AGAIN_S, LOOK_AGAIN_PER_WORKER_S * crowd)
+        if not found.pending:
+            again_s = max(6 * LOOK_AGAIN_S, 5 * LOOK_AGAIN_PER_WORKER_S * crowd)
+        until_s = clock.boottime() + again_s
         longest_s = min(LONGEST_IDLE_POLL_S, self.ledger.heartbeat_s)
-        while not self._is_leaving() and clock.boottime() < again_s:
-            poll_s = min(max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * len(self._live)), longest_s)
-            self._signals.wait(random.uniform(poll_s / 2, poll_s), also=self._lookout.descriptors())
+        while not self._is_leaving() and clock.boottime() < until_s:
+            crowd = len(self._company.live)
+            poll_s = min(max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * crowd), longest_s)
+            self._signals.wait(random.uniform(poll_s / 2, poll_s), also=self._company.descriptors())
             self._keeper.see_to_it()
-            if self._reap() or self.ledger.store.change_counter() != seen:
+            if self._company.reap() or self.ledger.store.change_counter() != seen:
                 return
-
-    # --- the GPUs -----------------------------------------------------------------------------
-
-    def _gpus_are_ready(self) -> bool:
-        """Tell whether the next task may start; if not, say why, here and in `status`."""
-        if self._gpus is None:
-            return True
-        standing = self._gpus.standing(self._sharers())
-        now_s = self._tools.clock.boottime()
-        if standing.closed is None:
-            self._not_ready_s = None
-            self._show(standing)
-            self._stand_back(None)
-            return True
-        if self._not_ready_s is None:
-            self._not_ready_s = now_s
-        waited_s = now_s - self._not_ready_s
-        if standing.lost or waited_s > QUIET_S:
-            self._show(standing)
-        if standing.lost or waited_s > STAND_BACK_S:
-            self._stand_back(standing.closed)
-        return False
-
-    def _sharers(self) -> frozenset[str]:
-        """Return the nonces of the workers whose tasks may be on the same GPUs."""
-        here = (self.me.machine, self.me.gpus)
-        others = {other.nonce for other in self._live if (other.machine, other.gpus) == here}
-        return frozenset({self.me.nonce} | others)
-
-    def _show(self, standing: Standing) -> None:
-        note = standing.closed or standing.note
-        if note is not None or self._told is not None:
-            self._pulse.note(note)
-        if note == self._told:
-            return
-        if note is not None and _without_numbers(note) != _without_numbers(self._told or ""):
-            self._say(f"{note}; {'claiming nothing' if standing.closed else 'going on'}")
-        elif note is None:
-            self._say("the GPU can take the next task")
-        self._told = note
-
-    def _stand_back(self, why: str | None) -> None:
-        """Record whether others should count on this worker; only when that changed."""
-        if self._stands_back == (why is not None):
-            return
-        with contextlib.suppress(LedgerError):
-            self.ledger.stand_back(self.me.nonce, why)
-            self._stands_back = why is not None
 
     def _is_nothing_left(self) -> bool:
         """Tell whether a worker that cannot claim has nothing to wait for; asked now and then."""
@@ -401,57 +280,6 @@ class Worker:
             return False
         return self._is_done(found)
 
-    # --- watching the others ------------------------------------------------------------------
-
-    def _reap(self, *, busy: bool = False) -> bool:
-        """Look at the other workers and end what the dead ones had; True when there was any."""
-        now_s = self._tools.clock.boottime()
-        self._refresh_live(now_s, busy=busy)
-        dead = dict(self._lookout.dead_here(self._live))
-        here = set(dead)
-        if now_s - self._looked_at_s >= self.ledger.heartbeat_s:
-            self._looked_at_s = now_s
-            dead |= self._lookout.silent(self._live, only_share=busy)
-        if not dead:
-            return False
-        for nonce in here:
-            kill_marked(nonce)  # whatever a dead worker's task left running on this machine
-        try:
-            lost = self.ledger.reap(dead)
-        except LedgerError:
-            return False
-        self._live = tuple(worker for worker in self._live if worker.nonce not in dead)
-        for claim in lost:
-            self._say(f"{claim.task}: its worker died in attempt {claim.number}; it goes back")
-        return bool(lost)
-
-    def _refresh_live(self, now_s: float, *, busy: bool) -> None:
-        """Ask the ledger who is there, but seldom, and only when it changed."""
-        pace_s = self.ledger.lease_s if busy else self.ledger.heartbeat_s
-        if now_s - self._live_at_s < pace_s:
-            return
-        self._live_at_s = now_s
-        changes = self.ledger.store.change_counter()
-        if changes is None or changes == self._live_seen:
-            return
-        with contextlib.suppress(LedgerError):
-            self._live = self.ledger.live_workers()
-            self._live_seen = changes
-            self.ledger.store.expect_crowd(len(self._live))
-            self._look_for_strangers()
-
-    def _look_for_strangers(self) -> None:
-        """Leave, after the running task, when a host has come that shares no lock with this one."""
-        hosts = {worker.machine.partition(":")[0] for worker in self._live}
-        if hosts == self._hosts:
-            return
-        try:
-            self._tools.admit()
-            self._hosts = hosts
-        except NotShared as error:
-            self._say(f"{error}; leaving")
-            self._unwelcome = True
-
     # --- one attempt --------------------------------------------------------------------------
 
     def _work_on(self, claim: Claim) -> bool:
@@ -460,7 +288,7 @@ class Worker:
         self._say(claimed_line(claim, self.me.name))
         self._pulse.show(claim, files.report)
         started_at = self._tools.clock.now()
-        self._diary.started(claim, at=started_at)
+        self._recorder.began(claim, at=started_at)
         self.attempts_run += 1
         self._origins.begin(self._start_of(claim, files))
         if self._gpus is not None:
@@ -476,25 +304,14 @@ class Worker:
             memory_peak_mib = self._gpus.end() if self._gpus is not None else None
             self._pulse.show(None)
         ending = replace(ending, memory_peak_mib=memory_peak_mib, origin=self._origin())
-        self._note_end(claim, self._judged(ending), started_at=started_at)
+        self._recorder.ended(claim, self._judged(ending), started_at=started_at)
         return True
-
-    def _note_end(self, claim: Claim, ending: Ending, *, started_at: float) -> None:
-        """Remember that an attempt is over, until the ledger knows."""
-        self._unopened = None
-        ended_at = self._tools.clock.now()
-        self._diary.ended(claim.token, ending, at=ended_at)
-        finished = Finished(
-            token=claim.token, ending=ending, started_at=started_at, ended_at=ended_at
-        )
-        self._done.append(Done(claim=claim, finished=finished))
 
     def _without_lease(self, claim: Claim) -> bool:
         """The running task was killed: it, or all that this worker had, is not its own now."""
-        why, self._taken_away = self._taken_away, None
+        why = self._recorder.take_reason(claim)
         if why is not None:
             self._say(f"{why}; its processes were killed")
-            self._diary.refused(claim.token, at=self._tools.clock.now())
             return True
         self._say(f"{claim.task}: lease lost, its processes were killed")
         self._enlist_again()
@@ -543,14 +360,8 @@ class Worker:
             started=self._pulse.covers,
             environ=self._tools.environ,
             clock=self._tools.clock,
-            tick_s=self._tick_s,
+            tick_s=lambda: self._recorder.due_in_s(runner.TICK_S),
         )
-
-    def _tick_s(self) -> float:
-        """Return how long the running task may go unwatched."""
-        if self._unopened is None:
-            return runner.TICK_S
-        return min(max(self._rhythm.due_in_s(), SHORTEST_TICK_S), runner.TICK_S)
 
     def _time_left_s(self) -> float | None:
         allocation = self._tools.allocation
@@ -576,11 +387,11 @@ class Worker:
         if self._gpus is not None:
             self._gpus.tick(files.report)
         self._tell_drain()
-        self._reap(busy=True)
+        self._company.reap(busy=True)
         self._keeper.see_to_it()
-        if self._unopened is not None and not self._open_running(claim):
+        if not self._recorder.open_running(claim):
             return "lost"
-        if self._unopened is None and self._was_taken_away(claim):
+        if self._recorder.is_open() and self._was_taken_away(claim):
             return "lost"
         if not self._pulse.lapsed():
             return "ours"
@@ -634,207 +445,40 @@ class Worker:
 
     def _go_on(self) -> Claim | None:
         """Return the next task when there is one already; the ledger hears what it must."""
-        while self._held or self._done:
-            if self._may_start_held():
-                self._unopened = self._held.popleft()
-                return self._unopened
-            claim = self._visit()
+        while self._recorder.is_busy():
+            claim = self._recorder.start_held() or self._visit()
             if claim is not None:
                 return claim
         return None
 
-    def _may_start_held(self) -> bool:
-        """Tell whether a held task may start without another word to the ledger."""
-        if not self._held or self._wants_next() is None:
-            return False
-        if any(done.ending.outcome is not Outcome.COMPLETED for done in self._done):
-            return False
-        # An operator's change may mean what is held: cancelled, paused, less urgent.
-        return self._rhythm.has_time() and self.ledger.store.last_nudge() == self._held_nudge
-
     def _visit(self) -> Claim | None:
-        """Record what is done, however long it takes, and give back what is held.
-
-        Returns:
-            The next task when its attempt is open already; others may be held instead. None as
-            well when others have what was done, or when the next worker has to record it.
-        """
-        if self._rhythm.count() > 1:  # between short tasks is the only time to look around
-            self._reap(busy=True)
+        """Have the ledger record what is done; return the next task if it comes with that."""
+        if self._recorder.rhythm.count() > 1:  # between short tasks is the only time to look round
+            self._company.reap(busy=True)
             self._keeper.see_to_it()
-        letters: list[outbox.Letter] = []
-        backoff_s = FIRST_BACKOFF_S
-        told = False
-        while True:
-            try:
-                settled = self._settle(hold=self._how_many())
-                break
-            except LeaseLost:
-                self._enlist_again()
-                settled = Settled()
-                break
-            except LedgerDamaged:
-                self._post_all()
-                raise
-            except OUT_OF_REACH as error:
-                if not told:
-                    self._tell_trying_on(error)
-                    letters = self._post_all()
-                    told = True
-            if self._signals.terminates or self._signals.interrupts >= 2:
-                for done in self._done:
-                    self._say(
-                        f"{done.claim.task}: the next worker on this machine will record its "
-                        "outcome"
-                    )
-                self._done.clear()
-                self._held.clear()
-                return None
-            self._signals.wait(random.uniform(backoff_s / 2, backoff_s))
-            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
-        for letter in letters:
-            outbox.forget(letter)
-        self._held = deque(settled.held)
-        self._act_on(settled)
-        return settled.next if isinstance(settled.next, Claim) else None
-
-    def _settle(self, *, hold: int, running: Token | None = None) -> Settled:
-        """Visit the ledger once; what was done stays in `_done` until `_act_on`."""
-        self._hasten()
-        nudge = self.ledger.store.last_nudge()
-        began_s = self._tools.clock.boottime()
-        settled = self._in_this_epoch(
-            lambda: self.ledger.settle(
-                self.me,
-                [done.finished for done in self._done],
-                running=running,
-                hold=hold,
-                sweeps=self._options.sweeps,
-                time_left_s=self._time_left_s(),
-            )
-        )
-        self._rhythm.visit_took(self._tools.clock.boottime() - began_s)
-        self._held_nudge = nudge
-        return settled
-
-    def _how_many(self) -> int:
-        """Return how many tasks to ask for: none when this worker cannot run another at once."""
-        if self._wants_next() is None:
-            return 0
-        limit = self._options.max_tasks
-        count = self._rhythm.count()
-        return count if limit is None else min(count, limit - self.attempts_run)
-
-    def _act_on(self, settled: Settled) -> None:
-        """Say what became of what was done."""
-        done, self._done = self._done, []
-        for one, ended in zip(done, settled.ended, strict=False):
-            if isinstance(ended, LeaseLost):
-                self._say(ended.problem)
-                self._diary.refused(one.claim.token, at=self._tools.clock.now())
-            else:
-                self._after(one.claim, one.ending, ended)
-        if self._pause_s:
-            pause_s, self._pause_s = self._pause_s, 0.0
-            self._pause(pause_s)
-
-    def _open_running(self, claim: Claim) -> bool:
-        """Let the ledger know that a held task runs, once it is not as short as expected.
-
-        What else is held goes back to the others. A ledger out of reach is asked again later;
-        meanwhile the task is held for this worker, as long as its lease lasts.
-
-        Returns:
-            False when the task is not this worker's any more.
-        """
-        store, now_s = self.ledger.store, self._tools.clock.boottime()
-        is_due = self._rhythm.due_in_s() <= 0 or self._held_nudge != store.last_nudge()
-        if not is_due or now_s < self._visit_again_s:
-            return True
-        patience_s, store.lock_timeout_s = store.lock_timeout_s, HASTY_LOCK_S
         try:
-            settled = self._settle(hold=0, running=claim.token)
+            claim = self._recorder.visit()
         except LeaseLost:
-            return False
-        except LedgerError:
-            self._visit_again_s = now_s + LOOK_AGAIN_S
-            return True
-        finally:
-            store.lock_timeout_s = patience_s
-        self._unopened = None
-        self._held.clear()
-        self._act_on(settled)
-        if settled.lost_running is not None:
-            self._taken_away = settled.lost_running.problem
-        return settled.lost_running is None
+            self._enlist_again()
+            claim = None
+        pause_s, self._pause_s = self._pause_s, 0.0
+        self._pause(pause_s)
+        return claim
 
-    def _tell_trying_on(self, error: LedgerError) -> None:
-        if not self._done:
-            self._say(f"{error.problem}, trying on")
-            return
-        last = self._done[-1]
-        more = f" (and {len(self._done) - 1} before it)" if len(self._done) > 1 else ""
-        self._say(
-            f"{error.problem}; {last.claim.task} ended as {last.ending.outcome}{more}, trying on"
-        )
-
-    def _deliver_late(self) -> None:
-        """Others found this worker dead: what it did counts where nobody has begun it anew."""
-        done, self._done = self._done, []
-        self._held.clear()
-        self._unopened = None
-        for one in done:
-            finished = one.finished
-            try:
-                self._in_this_epoch(lambda: self.ledger.deliver(self.me.name, finished))  # noqa: B023
-            except OUT_OF_REACH:
-                self._post(finished)
-            except LedgerError as error:
-                self._say(error.problem)
-                self._diary.refused(one.claim.token, at=self._tools.clock.now())
-
-    def _accept_recovery(self) -> None:
-        """The ledger was recovered from a backup: our token will be judged by what it knows now."""
-        self._say("the ledger was recovered from a backup meanwhile, looking at it anew")
-        self.ledger.reopen()
-
-    def _hasten(self) -> None:
-        if self._signals.terminates or self._signals.interrupts >= 2:
-            self.ledger.store.lock_timeout_s = HASTY_LOCK_S
-
-    def _in_this_epoch(self, operation: Callable[[], T]) -> T:
-        try:
-            return operation()
-        except LedgerReplaced:
-            self._accept_recovery()
-            return operation()
-
-    def _wants_next(self) -> WorkerIdentity | None:
-        """Return this worker when it can run another task at once."""
+    def _room(self) -> int | None:
+        """Return how many attempts this worker may begin at once; None means no limit."""
         if self._is_leaving() or self._pause_s:
-            return None
-        if self._gpus is not None and self._gpus.standing(self._sharers()).closed is not None:
-            return None  # `_next` waits until they are ready
-        return self.me
-
-    def _post_all(self) -> list[outbox.Letter]:
-        """Keep what is done on this machine's disk until the ledger knows."""
-        letters = [self._post(done.finished) for done in self._done]
-        return [letter for letter in letters if letter is not None]
-
-    def _post(self, finished: Finished) -> outbox.Letter | None:
-        if self._outbox is None:
-            return None
-        try:
-            return outbox.post(self._outbox, self.me, finished)
-        except OSError:
-            return None  # the local disk is full as well: there is only this process's memory
+            return 0
+        if not self._readiness.is_open(self._company.sharers()):
+            return 0  # `_next` waits until they are ready
+        limit = self._options.max_tasks
+        return None if limit is None else limit - self.attempts_run
 
     def _release_unstarted(self, claim: Claim, error: OSError, *, started_at: float) -> None:
         """The attempt's files could not be made: not the task's fault, so it is handed back."""
         self._say(f"{claim.task}: no files could be made for it ({error}); handed back")
         ending = Ending(outcome=Outcome.INTERRUPTED, error=f"could not start: {error}")
-        self._note_end(claim, ending, started_at=started_at)
+        self._recorder.ended(claim, ending, started_at=started_at)
         self.attempts_run -= 1
         self._pause_s = LOOK_AGAIN_S
 
@@ -866,6 +510,8 @@ class Worker:
         self._pulse.note(None)
 
     def _pause(self, pause_s: float) -> None:
+        if not pause_s:
+            return
         if self._gpus is not None:
             self._gpus.let_others_start()
         until_s = self._tools.clock.boottime() + pause_s
@@ -875,32 +521,5 @@ class Worker:
                 return
             self._signals.wait(min(left_s, IDLE_POLL_S))
 
-    # --- patience -----------------------------------------------------------------------------
-
-    def _patiently(self, operation: Callable[[], T]) -> T | None:
-        """Repeat until the ledger can be reached; None when told to leave before that."""
-        backoff_s = FIRST_BACKOFF_S
-        told: str | None = None
-        while True:
-            try:
-                answer = self._in_this_epoch(operation)
-            except OUT_OF_REACH as error:
-                if error.problem != told:
-                    self._say(f"{error}; waiting until it is mended")
-                    told = error.problem
-            else:
-                if told is not None:
-                    self._say("the ledger is back, going on")
-                return answer
-            if self._is_leaving():
-                return None
-            self._signals.wait(random.uniform(backoff_s / 2, backoff_s))
-            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
-
     def _say(self, line: str) -> None:
         self._tools.say(line)
-
-
-def _without_numbers(text: str) -> str:
-    """Return what makes a sentence worth saying again: not that a process took 2 MB more."""
-    return "".join(char for char in text if not char.isdigit() and char != ".")

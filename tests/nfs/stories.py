@@ -120,11 +120,15 @@ def drain(tasks: str) -> dict[str, Any]:
         for client in (1, 2, 3)
     }
     signs = HERE / ".gpuledger" / "workers"
-    wait_until(
-        lambda: len(list(signs.iterdir())) == len(workers),
-        because="all workers gave a sign of life",
-        timeout_s=300,
-    )
+    try:
+        wait_until(
+            lambda: len(list(signs.iterdir())) == len(workers),
+            because="all workers gave a sign of life",
+            timeout_s=300,
+        )
+    except AssertionError as error:
+        names = sorted(path.name for path in signs.iterdir())
+        raise AssertionError(f"{error}: {names} {what_workers_said()}") from None
     run(1, *GPULEDGER, "resume", "quick", LEDGER)
     story = []
 
@@ -157,13 +161,6 @@ def drain(tasks: str) -> dict[str, Any]:
     codes = {f"{at[0]}.{at[1]}": process.wait(300) for at, process in workers.items()}
     tell("all workers have left")
     rows = json.loads(run(2, *GPULEDGER, "tasks", "--json", LEDGER))
-    said = {
-        client: run(
-            client, "sh", "-c", "cat /tmp/worker-*.out | grep -v 'started on\\|completed'",
-            exit_code=None,
-        )
-        for client in (1, 2, 3)
-    }  # fmt: skip
     return {
         "story": story,
         "codes": codes,
@@ -180,8 +177,14 @@ def drain(tasks: str) -> dict[str, Any]:
         "failures": sum(row["failures"] for row in rows),
         "overlaps": overlaps(number),
         "integrity": integrity(),
-        "said": said,
+        "said": what_workers_said(),
     }
+
+
+def what_workers_said() -> dict[int, str]:
+    """Return, for each client, what its workers printed besides what they ran."""
+    command = "cat /tmp/worker-*.out | grep -v 'started on\\|completed'"
+    return {client: run(client, "sh", "-c", command, exit_code=None) for client in (1, 2, 3)}
 
 
 def count(values: Any) -> dict[str, int]:
