@@ -33,6 +33,7 @@ from gpuledger.warm import (
     GOES,
     HERE,
     MODULE,
+    ORDER,
     READY,
     REFUSED,
     ROOM,
@@ -214,7 +215,7 @@ class Launcher:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours:
             try:
-                socket.send_fds(warm.line, [b"%d" % os.getpid()], [its.fileno(), output])
+                socket.send_fds(warm.line, [ORDER], [its.fileno(), output])
             except OSError:
                 pass  # it is dead: its last words, if any, are read below
             finally:
@@ -231,7 +232,7 @@ class Launcher:
             self._learn(b"", plan, why=f"it did not answer within {ANSWER_WAIT_S:g} s")
             return _cold(order)
         self._learn(heard[1], plan)
-        if heard[1].startswith(BUSY):
+        if heard[1] == BUSY:
             return _cold(order)
         return None if self._may_try_again(order, plan) else _cold(order)
 
@@ -269,7 +270,7 @@ class Launcher:
         """Act on what a warm process said instead of forking; nothing means that it is dead."""
         if message.startswith(UNFIT):
             self._give_up(plan, message[len(UNFIT) :].decode(errors="replace"))
-        elif message.startswith(BUSY):
+        elif message == BUSY:
             pass
         else:
             self.close()

@@ -2,11 +2,11 @@
 
 `launcher.py` starts it as `PYTHON warm.py LINE FOLDER MODULE... PADDING` with the interpreter, the
 folder and the environment of the tasks to come. It imports the modules, says so on LINE (the
-number of a socket), and forks a process that waits for an order, forks the task and ends: so the
-task becomes a child of the worker, the nearest subreaper, which waits for it as for any other; and
-the first of the two forks is made while the task before still runs. The task then reads
-from a socket of its own what it is to run, and becomes that: this program's file returns from
-`serve` and runs the script as the interpreter would have, one frame deeper.
+number of a socket), and forks a spare while the task before still runs: twice, so that the spare
+becomes a child of the worker, the nearest subreaper, which waits for it as for any other task. The
+spare waits for an order; then the next one is forked, and it reads from a socket of its own what
+it is to run, and becomes that: this program's file returns from `serve` and runs the script as the
+interpreter would have, one frame deeper.
 
 Nothing of it may be left in a task but the imported modules: standard library only, no module of
 the package (their names must not be in the way of the user's), and no import that costs time.
@@ -29,6 +29,7 @@ import signal
 import socket
 import time
 import types
+import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 READY = b"ready"
+ORDER = b"order"
 UNFIT = b"unfit "
 STALE = b"stale "
-BUSY = b"busy "
+BUSY = b"busy"
 HERE = b"here "
 GOES = b"goes"
 REFUSED = b"refused "
@@ -50,6 +52,9 @@ ROOM = "GPULEDGER_WARM"
 
 LOOK_S = 0.02
 """Time for looking whether files of modules changed, besides those of the user."""
+
+LOOKED_LATELY_S = 5.0
+"""For so long such a look counts: not every short task has to wait for one."""
 
 SETTLE_S = 2.0
 """What threads get to end that libraries end before a fork."""
@@ -94,11 +99,15 @@ class Stamps:
             installed = path.startswith(library) or "/site-packages/" in path
             (self._others if installed else self._own).append(path)
 
-    def changed(self) -> str | None:
-        """Return a file that changed: all the user's are looked at, of the others some."""
+    def own_changed(self) -> str | None:
+        """Return a file of the user's, outside the installed packages, that changed."""
         for path in self._own:
             if _facts(path) != self._read[path]:
                 return path
+        return None
+
+    def others_changed(self) -> str | None:
+        """Return another file that changed: some are looked at, the next time the next ones."""
         until_s = time.monotonic() + LOOK_S
         for _ in self._others:
             path = self._others[self._next]
@@ -150,7 +159,7 @@ def packed(
 # --- the warm process ------------------------------------------------------------------------
 
 
-def serve() -> Order:
+def serve(finish: Finish) -> Order:
     """Import, then fork for each order; return in the task, never in the warm process itself."""
     line = socket.socket(fileno=int(sys.argv[1]))
     modules = sys.argv[3:-1]
@@ -164,14 +173,14 @@ def serve() -> Order:
     before = set(_descriptors())
     stamps = Stamps()
     stamps.listen()
-    before_them, preloaded = set(sys.modules), set[str]()
-    atexit.register(_let_modules_be, preloaded)  # the first that is registered is called last
+    before_them = set(sys.modules)
+    atexit.register(finish)  # the first that is registered is called last
     for name in modules:
         try:
             __import__(name)
         except BaseException as error:
             _end(line, UNFIT + f"{name}: {type(error).__name__}: {error}".encode(errors="replace"))
-    preloaded |= set(sys.modules) - before_them
+    finish.let_be(set(sys.modules) - before_them)
     stamps.keep()
     gc.collect()
     gc.freeze()  # what is never looked at again stays shared with the tasks
@@ -184,38 +193,89 @@ def serve() -> Order:
         if stream is not None:
             stream.flush()
     line.send(READY)
+    worker = os.getppid()
     while True:
-        adopted, waiting = os.pipe()
-        between = os.fork()
-        if between == 0:
+        problem = _unfit(before)
+        if problem is not None:
+            _end(line, UNFIT + problem.encode(errors="replace"))
+        changed = stamps.others_changed()
+        if changed is not None:
+            _end(line, STALE + os.fsencode(changed))
+        looked_s = time.monotonic()
+        taken = _fork_spare(line, worker)
+        if taken is not None:
             break
-        os.close(adopted)
-        if os.waitpid(between, 0)[1] != 0:
-            os._exit(0)  # it has said why, or nobody is there
-        os.close(waiting)  # the task, if there is one, is the worker's child now
-    _die_with_parent()
+    changes = _changes(given)
+    _seed()
+    sys.path_importer_cache.clear()  # what folders contained when they were last looked into
     message, descriptors, _, _ = socket.recv_fds(line, 64, 2)
     if not message:
         os._exit(1)
-    changed = stamps.changed()
-    problem = _unfit(before | {adopted, waiting, *descriptors})
-    if problem is not None:
-        _end(line, UNFIT + problem.encode(errors="replace"))
+    changed = stamps.own_changed()
+    if changed is None and time.monotonic() - looked_s > LOOKED_LATELY_S:
+        changed = stamps.others_changed()
     if changed is not None:
         _end(line, STALE + os.fsencode(changed))
-    try:
-        task = os.fork()
-    except OSError as error:
-        line.send(BUSY + str(error).encode())
-        os._exit(0)
-    if task:
-        os._exit(0)
+    _say_taken(taken)
     os.setsid()
-    line.close()
-    os.close(waiting)
-    os.read(adopted, 1)  # nothing comes: it is closed once the process between is gone
-    os.close(adopted)
-    return _task(int(message), descriptors, room, _changes(given), umask)
+    return _task(line, descriptors, room, changes, umask)
+
+
+def _fork_spare(line: socket.socket, worker: int) -> int | None:
+    """Fork the process of the next task, and wait until it is one.
+
+    Returns:
+        In the spare, a descriptor to say on that it becomes a task. None in this process: it
+        became one, or there was no room for it, which the worker was told.
+    """
+    taken, mine = os.pipe()
+    try:
+        between = os.fork()
+    except OSError:
+        between = -1
+    if between == 0:
+        os.close(taken)
+        between = os.getpid()
+        try:
+            spare = os.fork()
+        except OSError:
+            os._exit(1)
+        if spare:
+            os._exit(0)
+        while os.getppid() == between:  # it takes milliseconds to give its memory back
+            time.sleep(0.001)
+        _die_with_parent()
+        if os.getppid() != worker:  # it died before the kernel knew whom to tell
+            os._exit(1)
+        return mine
+    os.close(mine)
+    has_spare = between > 0 and os.waitpid(between, 0)[1] == 0
+    is_taken = has_spare and bool(os.read(taken, 1))
+    os.close(taken)
+    if not has_spare:
+        _tell_busy(line)
+    elif not is_taken:
+        os._exit(0)  # the spare has said why, or nobody is there
+    return None
+
+
+def _say_taken(descriptor: int) -> None:
+    try:
+        os.write(descriptor, b"!")
+    except OSError:
+        return  # the warm process is dead: this is its last task
+    finally:
+        os.close(descriptor)
+
+
+def _tell_busy(line: socket.socket) -> None:
+    """Answer the next order: a task cannot be forked now."""
+    message, descriptors, _, _ = socket.recv_fds(line, 64, 2)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    if not message:
+        os._exit(0)
+    line.send(BUSY)
 
 
 def _as_given() -> dict[bytes, bytes]:
@@ -300,15 +360,80 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def _let_modules_be(names: set[str]) -> None:
-    """Let a task's end leave the preloaded modules alone: taking them apart copies their memory.
+class Finish:
+    """How a task's interpreter ends: called after all functions that were registered for that.
 
-    What the task made itself is ended as ever; files that only such a module knows are flushed.
+    Taking the preloaded modules apart would copy their memory, which all tasks share. They are let
+    be; what the task made itself is ended as ever.
+
+    Attributes:
+        is_well: The script came to its end.
     """
-    kept = [sys.modules[name] for name in names if sys.modules.get(name) is not None]
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+    __slots__ = ("_kept", "_last", "_names", "is_well")
+
+    def __init__(self) -> None:
+        self.is_well = False
+        self._names: frozenset[str] = frozenset()
+        self._last: list[str] = []
+        self._kept: list[types.ModuleType] = []
+
+    def let_be(self, names: set[str]) -> None:
+        """Keep these modules as they are; nothing of theirs is left to a task to be finished."""
+        self._names = frozenset(names)
+        self._last = list(sys.modules)[-2:]
+        self._kept = [sys.modules[name] for name in names if sys.modules.get(name) is not None]
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._kept))
+        finalize = getattr(sys.modules.get("weakref"), "finalize", None)
+        for each in list(getattr(finalize, "_registry", ())):
+            each.atexit = False  # such as removing a folder that all tasks use
+
+    def __call__(self) -> None:
+        """End the process at once after a success; leave what is not one to the interpreter."""
+        if self.is_well:
+            _take_apart(["__main__", *self._imported_since()])
+        _flush_files()
+        if self.is_well and _flush_streams():
+            ctypes.PyDLL(None).exit(0)
+        for name in self._names:
+            sys.modules[name] = None  # type: ignore[assignment]
+
+    def _imported_since(self) -> list[str]:
+        """Return the names of the task's own modules, without a look at the others' names.
+
+        To look at an object is to copy its page.
+        """
+        found: list[str] = []
+        for name in reversed(sys.modules):
+            found.append(name)
+            if found[-2:] == self._last[::-1]:
+                break
+        return [name for name in reversed(found[:-2]) if name not in self._names]
+
+
+def _take_apart(names: list[str]) -> None:
+    """Drop modules as the interpreter does at its end, so that what they hold is ended."""
+    for stream in ("stdin", "stdout", "stderr"):
+        setattr(sys, stream, getattr(sys, f"__{stream}__"))
+    left = []
     for name in names:
-        sys.modules[name] = None  # type: ignore[assignment]
+        if isinstance(sys.modules.get(name), types.ModuleType):
+            left.append(weakref.ref(sys.modules[name]))
+            sys.modules[name] = None  # type: ignore[assignment]
+    gc.collect()
+    for reference in reversed(left):
+        found = reference()
+        if found is None:
+            continue
+        values = found.__dict__
+        for first in (True, False):  # names with one underscore come first
+            for name in list(values):
+                if name != "__builtins__" and (not first or (name[:1] == "_" != name[1:2])):
+                    values[name] = None
+
+
+def _flush_files() -> None:
+    """Flush files that only a preloaded module knows, or that the task forgot to close."""
     for found in gc.get_objects():  # without those that the tasks share: they are frozen
         if isinstance(found, (io.TextIOWrapper, io.BufferedWriter)):
             try:
@@ -317,22 +442,30 @@ def _let_modules_be(names: set[str]) -> None:
                 continue  # it is closed, or its disk is full: its own end will say so
 
 
+def _flush_streams() -> bool:
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):
+        return False  # which the interpreter has an exit code for
+    return True
+
+
 # --- the task --------------------------------------------------------------------------------
 
 
 def _task(
-    worker: int,
+    line: socket.socket,
     descriptors: list[int],
     room: tuple[int, int],
     changes: dict[bytes, bytes | None],
     umask: int,
 ) -> Order:
-    """Become the process of a task: session, descriptors, environment, seeds."""
-    _die_with_parent()
-    if os.getppid() != worker:  # it died before the kernel knew whom to tell
-        os._exit(1)
+    """Become the process of a task: descriptors, environment, arguments."""
     channel = socket.socket(fileno=descriptors[0])
     channel.sendall(HERE + b"%d" % os.getpid())
+    line.close()  # not before: its end would be read as that of a warm process without a word
     size_of_text = int(_read(channel, 20))
     fields = _read(channel, size_of_text).split(b"\0")
     kind, cwd = fields[:2]
@@ -352,8 +485,6 @@ def _task(
     os.close(descriptors[1])
     _set_environment(env, changes)
     _show_command(argv)
-    _seed()
-    sys.path_importer_cache.clear()  # what folders contained when they were last looked into
     sys.argv[:] = argv[skipped:]
     if kind == MODULE:
         sys.argv[0] = "-m"  # until it is found
@@ -456,6 +587,13 @@ def fresh_main(names: dict[str, object]) -> types.ModuleType:
     return main
 
 
+def thaw_main(main: types.ModuleType) -> None:
+    """Let the collector of cycles end what the script will define; the rest stays frozen."""
+    for each in (main, main.__dict__):
+        ctypes.pythonapi.PyObject_GC_UnTrack(ctypes.py_object(each))
+        ctypes.pythonapi.PyObject_GC_Track(ctypes.py_object(each))
+
+
 def code_of(order: Order, main: types.ModuleType) -> types.CodeType:
     """Return the compiled script, its module prepared."""
     main.__file__ = order.name
@@ -482,16 +620,24 @@ def hide_this_file(names: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    _main = fresh_main({name: globals()[name] for name in list(globals()) if name[:2] == "__"})
-    sys.modules["__main__"] = _main
-    _order = serve()
+    _finish = Finish()
+    sys.modules["__main__"] = fresh_main(
+        {name: globals()[name] for name in list(globals()) if name[:2] == "__"}
+    )
+    _order = serve(_finish)
+    thaw_main(sys.modules["__main__"])
     try:
         if _order.source is None:
             import runpy
 
             runpy._run_module_as_main(_order.name)  # type: ignore[attr-defined]
         else:
-            exec(code_of(_order, _main), _main.__dict__)
+            _code = code_of(_order, sys.modules["__main__"])
+            exec(_code, sys.modules["__main__"].__dict__)  # held by no name of ours
+        _finish.is_well = True
+    except SystemExit as error:
+        _finish.is_well = error.code in (None, 0)
+        raise
     except BaseException:
         hide_this_file(globals())
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -243,6 +244,22 @@ ENDINGS = {
     "open file": "f = open('kept', 'w'); f.write('z' * 10)",
     "file kept elsewhere": "import heavy; heavy.f = open('kept', 'w'); heavy.f.write('z' * 10)",
     "finalizer": "class A:\n    def __del__(self):\n        print('gone')\na = A()",
+    "finalizer that needs names": "import sys\nname = 'x'\nclass A:\n    def __del__(self):\n"
+    "        print(name, len)\na = A()\na.itself = a\nb = A()",
+    "finalizer of a module": "import sys, types\nm = sys.modules['m'] = types.ModuleType('m')\n"
+    "exec('class A:\\n def __del__(self): print(__name__, A)\\na = A(); b = [a]', m.__dict__)",
+    "weak finalizer": "import weakref\nclass A: pass\na = A()\nweakref.finalize(a, print, 'over')",
+    "callback": "import weakref\nclass A: pass\na = A()\nr = weakref.ref(a, lambda r: print('r'))",
+    "well, by exit": "import sys\nclass A:\n    def __del__(self):\n        print('gone')\n"
+    "a = A()\nsys.exit(0)",
+    "another output": "import sys\nclass A:\n    def __del__(self): print('gone')\n"
+    "a = A(); sys.stdout = open('kept', 'w'); print('into it')",
+    "no output": "import sys; sys.stdout.close()",
+    "no modules": "import sys; print('there'); sys.modules.clear()",
+    "none to call": "import atexit; atexit.register(print, 'no'); atexit._clear(); print('yes')",
+    "exit at exit": "import atexit, os; atexit.register(os._exit, 4); print('yes', flush=True)",
+    "left by a fork": "import os\npid = os.fork()\nif pid: print(os.waitpid(pid, 0)[1])\n"
+    "else: print('child')",
     "c": "import ctypes; ctypes.CDLL(None).printf(b'from C')",
     "thread": "import threading, time\n"
     "threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()",
@@ -303,6 +320,16 @@ def test_a_full_disk_is_the_tasks_problem(launcher: Launcher, order: Order) -> N
     assert ends[0] == ends[1] != Exit(exit_code=0)
 
 
+def test_what_a_preloaded_module_would_end_is_not_ended_by_a_task(
+    launcher: Launcher, order: Order
+) -> None:
+    (order.cwd / "heavy.py").write_text("import tempfile\nfolder = tempfile.TemporaryDirectory()")
+    script(order, "import heavy, os; print(os.listdir(heavy.folder.name))")
+    order = replace(order, env={**order.env, "TMPDIR": str(order.cwd)})
+
+    assert [ran(launcher, order)[1] for _ in range(3)] == ["[]\n"] * 3
+
+
 # --- the warm process ------------------------------------------------------------------------
 
 
@@ -346,11 +373,25 @@ def test_another_takes_the_place_of_one_that_died(
 ) -> None:
     script(order, "import heavy; print(heavy.PID)")
     first = ran(launcher, order)[1]
+    wait_until_there_is_a_spare()
     os.kill(int(first), signum)
-    wait_until(lambda: select.select([launcher.fileno()], [], [], 0)[0], because="it should die")
 
+    assert ran(launcher, order)[1] == first, "its last fork was there already"
     assert ran(launcher, order)[1] != first
     assert said == []
+
+
+def wait_until_there_is_a_spare() -> None:
+    """Wait until a warm process has forked the next task, which waits for its order."""
+
+    def is_there() -> bool:
+        groups: list[int] = []
+        for child in children():
+            with contextlib.suppress(ProcessLookupError):
+                groups.append(os.getpgid(int(child)))
+        return any(groups.count(group) == 2 for group in groups)
+
+    wait_until(is_there, because="there should be a spare")
 
 
 def test_one_that_hangs_is_left_and_the_task_started_normally(
@@ -358,7 +399,9 @@ def test_one_that_hangs_is_left_and_the_task_started_normally(
 ) -> None:
     script(order, "import heavy, os; print(heavy.PID, os.getpid())")
     first = int(ran(launcher, order)[1].split()[0])
+    wait_until_there_is_a_spare()
     os.kill(first, signal.SIGSTOP)
+    assert int(ran(launcher, order)[1].split()[0]) == first
     monkeypatch.setattr(launcher_module, "ANSWER_WAIT_S", 0.05)
 
     heavy, own = ran(launcher, order)[1].split()

@@ -1,0 +1,120 @@
+"""The live workers as one of them sees them: who is there, who died, who must not be there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from gpuledger.clock import Clock
+from gpuledger.errors import LedgerError, NotShared
+from gpuledger.ledger import Ledger
+from gpuledger.lookout import Lookout
+from gpuledger.model import WorkerIdentity
+from gpuledger.process import kill_marked
+
+LONG_AGO_S = -1e9
+
+
+class Company:
+    """What one worker knows of the others, and does about those that died.
+
+    Attributes:
+        live: All live workers, as last read from the ledger.
+        is_unwelcome: A host has come that shares no lock with this one.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        say: Callable[[str], None],
+        admit: Callable[[], None],
+    ) -> None:
+        self.live: tuple[WorkerIdentity, ...] = ()
+        self.is_unwelcome = False
+        self._ledger = ledger
+        self._clock = clock
+        self._say = say
+        self._admit = admit
+        self._hosts: set[str] = set()
+        self._live_seen: int | None = None
+        self._live_at_s = self._looked_at_s = LONG_AGO_S
+
+    def known_as(self, me: WorkerIdentity) -> None:
+        """Look at the others as this worker from now on."""
+        self._me = me
+        self._lookout = Lookout(
+            self._ledger.folder, me.nonce, lease_s=self._ledger.lease_s, clock=self._clock
+        )
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._lookout.close()
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Return what becomes readable when another worker of this machine ends."""
+        return self._lookout.descriptors()
+
+    def sharers(self) -> frozenset[str]:
+        """Return the nonces of the workers whose tasks may be on the same GPUs, this one's too."""
+        me = self._me
+        here = (me.machine, me.gpus)
+        others = {other.nonce for other in self.live if (other.machine, other.gpus) == here}
+        return frozenset({me.nonce} | others)
+
+    def reap(self, *, busy: bool = False) -> bool:
+        """Look at the other workers and end what the dead ones had.
+
+        Args:
+            busy: This worker runs a task: it looks less often, and at its share of them only.
+
+        Returns:
+            Whether tasks went back.
+        """
+        now_s = self._clock.boottime()
+        self._refresh(now_s, busy=busy)
+        dead = dict(self._lookout.dead_here(self.live))
+        here = set(dead)
+        if now_s - self._looked_at_s >= self._ledger.heartbeat_s:
+            self._looked_at_s = now_s
+            dead |= self._lookout.silent(self.live, only_share=busy)
+        if not dead:
+            return False
+        for nonce in here:
+            kill_marked(nonce)  # whatever a dead worker's task left running on this machine
+        try:
+            lost = self._ledger.reap(dead)
+        except LedgerError:
+            return False
+        self.live = tuple(worker for worker in self.live if worker.nonce not in dead)
+        for claim in lost:
+            self._say(f"{claim.task}: its worker died in attempt {claim.number}; it goes back")
+        return bool(lost)
+
+    def _refresh(self, now_s: float, *, busy: bool) -> None:
+        """Ask the ledger who is there, but seldom, and only when it changed."""
+        pace_s = self._ledger.lease_s if busy else self._ledger.heartbeat_s
+        if now_s - self._live_at_s < pace_s:
+            return
+        self._live_at_s = now_s
+        changes = self._ledger.store.change_counter()
+        if changes is None or changes == self._live_seen:
+            return
+        with contextlib.suppress(LedgerError):
+            self.live = self._ledger.live_workers()
+            self._live_seen = changes
+            self._ledger.store.expect_crowd(len(self.live))
+            self._look_for_strangers()
+
+    def _look_for_strangers(self) -> None:
+        """Leave, after the running task, when a host has come that shares no lock with this one."""
+        hosts = {worker.machine.partition(":")[0] for worker in self.live}
+        if hosts == self._hosts:
+            return
+        try:
+            self._admit()
+            self._hosts = hosts
+        except NotShared as error:
+            self._say(f"{error}; leaving")
+            self.is_unwelcome = True
