@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 KEPT_NAMES = frozenset(
@@ -111,7 +111,7 @@ class Origin:
 
 def origin_values(origin: Origin) -> dict[str, Any]:
     """Return the origin as JSON values, without its packages."""
-    values = asdict(origin)
+    values = asdict(replace(origin, packages=None))  # there are hundreds of them to copy
     del values["packages"]
     return values
 

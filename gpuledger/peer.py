@@ -85,7 +85,12 @@ def meet(
     """
     room = folder / MEETING_FOLDER
     room.mkdir(exist_ok=True)
-    table, leads = _find_table(room, clock, wait_s=wait_s, say=say)
+    try:
+        table, leads = _find_table(room, clock, wait_s=wait_s, say=say)
+    except Unavailable:
+        with contextlib.suppress(OSError):  # others may be there by now
+            room.rmdir()
+        raise
     talk = _Talk(table, "a" if leads else "b", clock)
     try:
         yield _examine(talk, leads=leads, say=say)

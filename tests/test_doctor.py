@@ -9,9 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from gpuledger import checkup, hosts, mounts, peer
 from gpuledger.checkup import check_mount, check_up
+from gpuledger.cli.app import app
 from gpuledger.clock import SystemClock
 from gpuledger.errors import NotShared, Unavailable
 from gpuledger.findings import Level, exit_code
@@ -294,7 +296,22 @@ def test_who_waits_alone_is_told_so_and_leaves_nothing(tmp_path: Path) -> None:
     alone = meet(tmp_path, SystemClock(), wait_s=0.2, say=lambda line: None)
     with pytest.raises(Unavailable, match="no other host came"), alone:
         pass
-    assert not (tmp_path / peer.MEETING_FOLDER / "open").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_nobody_came_is_a_finding_beside_those_of_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuledger.cli.doctor.PEER_WAIT_S", 0.2)
+
+    done = CliRunner().invoke(app, ["doctor", "--peer", "--json", str(tmp_path)])
+
+    assert done.exit_code == 2
+    found = {each["what"]: each for each in json.loads(done.stdout)["findings"]}
+    assert len(found) > 5, "what this host itself has is told as well"
+    assert found["other hosts"]["level"] == "bad"
+    assert "no other host came" in found["other hosts"]["says"]
+    assert "on two hosts at once" in found["other hosts"]["advice"]
 
 
 def test_somebody_who_left_in_the_middle_is_not_waited_for(

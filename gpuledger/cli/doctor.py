@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,10 @@ import typer
 from gpuledger.cli.find import FOLDER_NAME, current_folder, find_ledger
 from gpuledger.cli.options import AsJson
 from gpuledger.cli.output import echo, echo_json, echo_table, note
-from gpuledger.errors import BadUsage, LedgerError, NoLedger
+from gpuledger.errors import BadUsage, LedgerError, NoLedger, Unavailable
 
 if TYPE_CHECKING:
+    from gpuledger.clock import Clock
     from gpuledger.findings import Finding
     from gpuledger.peer import PeerResult
 
@@ -53,7 +55,6 @@ def doctor(
     from gpuledger.checkup import check_up
     from gpuledger.clock import SystemClock
     from gpuledger.findings import exit_code
-    from gpuledger.peer import meet
 
     chosen, ledger = _chosen(folder)
     clock = SystemClock()
@@ -61,10 +62,7 @@ def doctor(
     if peer and not any(
         finding.what == "folder" and finding.level == "bad" for finding in findings
     ):
-        with meet(chosen, clock, wait_s=PEER_WAIT_S, say=note) as result:
-            findings += result.findings
-            if ledger is not None:
-                _record(ledger, result)
+        findings += _with_peer(chosen, ledger, clock)
     elif peer is False:
         findings.append(_not_examined())
     code = exit_code(findings)
@@ -82,6 +80,20 @@ def doctor(
         echo(f"Folder: {chosen}")
         echo_table(doctor_table(findings))
     raise typer.Exit(code)
+
+
+def _with_peer(folder: Path, ledger: Path | None, clock: Clock) -> Sequence[Finding]:
+    """Return what this host and another one share; that nobody came is a finding as well."""
+    from gpuledger.findings import bad
+    from gpuledger.peer import meet
+
+    try:
+        with meet(folder, clock, wait_s=PEER_WAIT_S, say=note) as result:
+            if ledger is not None:
+                _record(ledger, result)
+            return result.findings
+    except Unavailable as error:
+        return [bad("other hosts", error.problem, error.hint)]
 
 
 def _chosen(given: Path | None) -> tuple[Path, Path | None]:

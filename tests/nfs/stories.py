@@ -559,6 +559,50 @@ def doctor() -> dict[str, Any]:
     }
 
 
+def odd() -> dict[str, Any]:
+    """Hosts of one name, a mount with nocto (client 2), one with local locks (client 3).
+
+    Workers run on the hosts of one name; client 3 is refused beside them, unless it insists.
+    """
+    (HERE / "odd.toml").write_text('command = ["sleep", "6"]\nseeds = 6\n')
+    run(1, *GPULEDGER, "init", "/mnt/ledger/odd.toml", LEDGER)
+    alone = {
+        client: json_of(run(client, *GPULEDGER, "doctor", "--json", "/mnt/ledger", exit_code=None))
+        for client in (1, 2, 3)
+    }
+    run(2, "hostname", "client1")
+    first = start(1, *GPULEDGER, "doctor", "--peer", "--json", "/mnt/ledger")
+    together = json_of(run(2, *GPULEDGER, "doctor", "--peer", "--json", "/mnt/ledger",
+                           exit_code=None))  # fmt: skip
+    first.communicate(timeout=120)
+    work = [*GPULEDGER, "work", "--cpu", LEDGER]
+    workers = [start(client, *work, out="/tmp/w") for client in (1, 2)]
+    wait_until(
+        lambda: all("started on" in run(n, "cat", "/tmp/w", exit_code=None) for n in (1, 2)),
+        because="both work", timeout_s=120,
+    )  # fmt: skip
+    refused = subprocess.run(
+        ["lab", "on", "3", *work], capture_output=True, text=True, env={**os.environ, **ENV},
+        check=False,
+    )  # fmt: skip
+    insisted = start(3, *work, "--unsafe", "--max-tasks=1", out="/tmp/w")
+    codes = [worker.wait(300) for worker in (*workers, insisted)]
+    rows = json.loads(run(1, *GPULEDGER, "tasks", "--json", LEDGER))
+    return {
+        "mounts": {
+            client: {each["what"]: [each["level"], each["says"]] for each in value["findings"]}
+            for client, value in alone.items()
+        },
+        "together": {each["what"]: [each["level"], each["says"]] for each in together["findings"]},
+        "refused": [refused.returncode, refused.stderr],
+        "insisted": run(3, "cat", "/tmp/w"),
+        "codes": codes,
+        "states": count(row["state"] for row in rows),
+        "attempts": count(len(row["attempts"]) for row in rows),
+        "integrity": integrity(),
+    }
+
+
 def json_of(text: str) -> dict[str, Any]:
     """Return the JSON value among what a command printed."""
     value: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
@@ -603,6 +647,7 @@ STORIES: Mapping[str, Callable[..., Any]] = {
     "die-in-change": die_in_change,
     "sum-along": sum_along,
     "doctor": doctor,
+    "odd": odd,
     "price": price,
 }
 

@@ -94,3 +94,15 @@ def test_without_shared_locks_doctor_is_red_and_the_second_host_is_refused() -> 
     assert found["second"] == 69, found
     assert "no lock" in found["said"]
     assert "nothing was started" in found["said"]
+
+
+@pytest.mark.exhaustive
+def test_odd_mounts_and_hosts_of_one_name_are_told() -> None:
+    found = tell(
+        "odd",
+        options=("--vers", "4.2", "--v3", "--clients", "3", "--opts-for", "2:vers=4.2,nocto",
+                 "--opts-for", "3:vers=3,nolock,local_lock=all"),
+        timeout_s=600,
+    )  # fmt: skip
+    print(found)
+    assert found["codes"] == [0, 0, 0], found
