@@ -21,13 +21,20 @@ SHORT = 11
 """Of the calls of each verb so few are tried, of the errors one: `-m exhaustive` tries all."""
 
 
+class AMinuteAgo(SystemClock):
+    """A clock by which another backup has another name."""
+
+    def now(self) -> float:
+        return super().now() - 60.0
+
+
 def fail(scratch: Path, verb: str, error: str, *, every: int = 1) -> dict[str, int]:
     """Let every n-th call of the verb fail, one at a time; return how often it answered what."""
     library = failing_calls.build(scratch)
     others = {"look": "claim", "create": "claim", "backup": "claim", "recover": "claim"}
     ledger = prepare(scratch / "origin", others.get(verb, verb))
     if verb in ("backup", "recover"):
-        take(ledger.store, clock=SystemClock())
+        take(ledger.store, clock=AMinuteAgo())  # two of one second have one name
     if verb == "recover":
         ledger.store.path.write_bytes(b"this is no database" * 3000)
     done = subprocess.run(
