@@ -589,11 +589,8 @@ def odd() -> dict[str, Any]:
     codes = [worker.wait(300) for worker in (*workers, insisted)]
     rows = json.loads(run(1, *GPULEDGER, "tasks", "--json", LEDGER))
     return {
-        "mounts": {
-            client: {each["what"]: [each["level"], each["says"]] for each in value["findings"]}
-            for client, value in alone.items()
-        },
-        "together": {each["what"]: [each["level"], each["says"]] for each in together["findings"]},
+        "alone": {client: [value["exit_code"], levels(value)] for client, value in alone.items()},
+        "together": levels(together),
         "refused": [refused.returncode, refused.stderr],
         "insisted": run(3, "cat", "/tmp/w"),
         "codes": codes,
@@ -601,6 +598,11 @@ def odd() -> dict[str, Any]:
         "attempts": count(len(row["attempts"]) for row in rows),
         "integrity": integrity(),
     }
+
+
+def levels(value: dict[str, Any]) -> list[str]:
+    """Return what doctor said, a line each."""
+    return [f"{each['level']} {each['what']}: {each['says']}" for each in value["findings"]]
 
 
 def json_of(text: str) -> dict[str, Any]:

@@ -104,5 +104,22 @@ def test_odd_mounts_and_hosts_of_one_name_are_told() -> None:
                  "--opts-for", "3:vers=3,nolock,local_lock=all"),
         timeout_s=600,
     )  # fmt: skip
-    print(found)
-    assert found["codes"] == [0, 0, 0], found
+    told = {
+        int(client): (code, "\n".join(lines)) for client, (code, lines) in found["alone"].items()
+    }
+    assert "bad mount" not in told[1][1], told
+    assert told[2][0] == told[3][0] == 2, told
+    assert "bad mount: mounted with nocto" in told[2][1]
+    assert "bad mount: mounted with nolock" in told[3][1]
+    assert any(
+        "bad hosts: both are 'client1' to the NFSv4 server" in line for line in found["together"]
+    ), found
+    code, said = found["refused"]
+    assert code == 69
+    assert "would destroy it; nothing was started" in said
+    assert "--unsafe starts all the same" in said
+    assert "Warning: mounted with nolock" in found["insisted"]
+    assert found["codes"] == [0, 0, 0], "workers of one host name do not mind"
+    assert found["states"] == {"completed": 6}
+    assert found["attempts"] == {"1": 6}, found
+    assert found["integrity"] == "ok"
