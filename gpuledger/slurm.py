@@ -23,6 +23,9 @@ FOLDER = "slurm"
 COMMAND_TIMEOUT_S = 60.0
 COMMAND_LIMIT_BYTES = 64 << 20
 WARNING_S = 120
+WARNING_SHARE = 0.25
+"""Of a short allocation the warning takes no more: it would come before the first task."""
+
 DEAD_IN_A_ROW = 3
 QUICKLY_S = 60.0
 LOG_TAIL_LINES = 8
@@ -106,7 +109,7 @@ def render(request: Request, *, ledger: Path, program: Sequence[str]) -> str:
         _directive("--output", f"{logs}/%A_%a.log"),
         _directive("--open-mode", "append"),
         "# SIGUSR1 a while before the end: the worker finishes or hands back what it runs.",
-        _directive("--signal", f"B:USR1@{WARNING_S}"),
+        _directive("--signal", f"B:USR1@{_warning_s(request.options.get('time'))}"),
         "#SBATCH --requeue",
         _directive("--nodes", "1"),
         _directive("--ntasks", "1"),
@@ -133,6 +136,29 @@ def render(request: Request, *, ledger: Path, program: Sequence[str]) -> str:
         f"exec {_work(request, ledger, program)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _warning_s(limit: str | None) -> int:
+    """Return how long before its end a job is warned; Slurm may do so a minute earlier."""
+    whole_s = None if limit is None else limit_s(limit)
+    return min(WARNING_S, int(WARNING_SHARE * whole_s)) if whole_s else WARNING_S  # 0: no limit
+
+
+def limit_s(text: str) -> float | None:
+    """Return the seconds of a time limit as sbatch reads it; None for what is no such limit.
+
+    `minutes`, `minutes:seconds`, `hours:minutes:seconds`, `days-hours`, `days-hours:minutes`,
+    `days-hours:minutes:seconds` (sbatch(1), '--time').
+    """
+    days, dash, clock = text.strip().rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in (*parts, *([days] if dash else []))) or len(parts) > 3:
+        return None
+    numbers = [float(part) for part in parts]
+    if not dash:
+        numbers = {1: [0.0, *numbers, 0.0], 2: [0.0, *numbers], 3: numbers}[len(numbers)]
+    hours, minutes, seconds = [*numbers, 0.0, 0.0][:3]
+    return ((float(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _work(request: Request, ledger: Path, program: Sequence[str]) -> str:

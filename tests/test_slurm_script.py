@@ -102,6 +102,21 @@ def test_the_script_says_what_was_asked_for(tmp_path: Path) -> None:
     assert lines[-1].endswith("--gpus=all --gpus-per-task=2")
 
 
+@pytest.mark.parametrize(
+    ("limit", "warning_s"),
+    [
+        (None, 120), ("4:00:00", 120), ("1-0", 120), ("8", 120), ("9:00", 120), ("UNLIMITED", 120),
+        ("2", 30), ("2:00", 30), ("0:02:00", 30), ("0-0:02", 30), ("0-0:2:00", 30), ("0", 120),
+        ("-", 120), ("1-", 120), ("1:2:3:4", 120), ("-5", 120),
+    ],
+)  # fmt: skip
+def test_a_short_allocation_is_warned_later(
+    tmp_path: Path, limit: str | None, warning_s: int
+) -> None:
+    text = script(tmp_path, options={"time": limit})
+    assert f"#SBATCH --signal=B:USR1@{warning_s}\n" in text
+
+
 def test_the_queue_is_read_and_odd_lines_are_left_out() -> None:
     jobs = parse_queue("12_1|RUNNING|None|n1|1:00\n12_2|PENDING|Resources||2:00\nslurm: odd\n")
     assert jobs == [

@@ -66,11 +66,15 @@ def init(lab: Cluster, folder: Path, script: str, text: str) -> None:
 
 
 def drained(lab: Cluster, folder: Path, count: int, *, timeout_s: float = 300.0) -> None:
-    wait_until(
-        lambda: lab.counts(folder)["completed"] == count,
-        because=f"{count} tasks are completed: {lab.counts(folder)} {lab.jobs()}",
-        timeout_s=timeout_s,
-    )
+    try:
+        wait_until(
+            lambda: lab.counts(folder)["completed"] == count,
+            because=f"{count} tasks are completed",
+            timeout_s=timeout_s,
+        )
+    except AssertionError as error:
+        logs = [path.read_text() for path in (folder / ".gpuledger" / "slurm").rglob("*.log")]
+        raise AssertionError(f"{error}: {lab.counts(folder)} {lab.jobs()} {logs}") from None
 
 
 def overlapping(folder: Path) -> list[str]:
