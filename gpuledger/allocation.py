@@ -125,6 +125,11 @@ class Allocation:
         left_s = self.time_left_s()
         return left_s is not None and left_s < WARNING_S + EARLY_S
 
+    def is_over(self) -> bool:
+        """Tell whether what would be begun now had to be handed back at once."""
+        left_s = self.time_left_s()
+        return left_s is not None and left_s < LAST_CALL_S
+
     def verdict(self, *, usual_s: float | None, elapsed_s: float, warned: bool) -> str | None:
         """Return why a running task must be handed back now; None: let it go on.
 
@@ -138,7 +143,7 @@ class Allocation:
         left_s = self.time_left_s()
         if left_s is None:
             return None
-        if left_s < LAST_CALL_S:
+        if self.is_over():
             return "its allocation ends now"
         if not warned or not self.ends_soon() or usual_s is None:
             return None

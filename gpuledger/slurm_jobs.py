@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger import slurm
-from gpuledger.allocation import Allocation
+from gpuledger.allocation import LAST_CALL_S, Allocation
 from gpuledger.errors import LedgerError, Unavailable
 from gpuledger.ledger import Ledger
 from gpuledger.locks import try_lock
@@ -318,7 +318,7 @@ def may_come_back(
     own = _own(submissions(ledger), allocation.place.job)
     if own is None or own.stopped or (drained and not allocation.ends_soon()):
         return False
-    if allocation.whole_s is None:
+    if allocation.whole_s is None or allocation.whole_s < LAST_CALL_S:
         return False
     return bool(ledger.outlook(me, sweeps=sweeps, time_left_s=allocation.whole_s).pending)
 

@@ -218,6 +218,8 @@ class Worker:
         limit = self._options.max_tasks
         if self._company.is_unwelcome:
             return True
+        if self._tools.allocation is not None and self._tools.allocation.is_over():
+            return True
         if limit is not None and self.attempts_run >= limit:
             return True
         return bool(signals.interrupts or signals.terminates or signals.drain)

@@ -256,6 +256,7 @@ def test_who_is_handed_back(
     allocation = lent(left_s)
     verdict = allocation.verdict(usual_s=usual_s, elapsed_s=elapsed_s, warned=warned)
     assert (verdict is not None) is handed_back
+    assert allocation.is_over() is (left_s < LAST_CALL_S), "nothing is begun to be ended at once"
     assert lent(None).verdict(usual_s=usual_s, elapsed_s=elapsed_s, warned=warned) is None
 
 

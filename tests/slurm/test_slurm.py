@@ -161,6 +161,7 @@ def test_a_task_half_done_goes_on_after_the_time_limit(tmp_path: Path, proctrack
         assert outcomes == ["interrupted", "completed"], "it was handed back, not failed"
         assert task["failures"] == task["losses"] == 0
         began = [line["step"] for line in records(tmp_path / "record.jsonl") if "step" in line]
+        assert len(began) == 3, "nothing was begun when its end had come"
         assert began[0] == 0
         assert began[1] > 20, "it went on where it was"
         shown = lab.gpuledger("show", task["task"], cwd=tmp_path)
@@ -294,3 +295,79 @@ def test_slurm_itself_says_what_it_thinks_of_the_script(tmp_path: Path) -> None:
             exit_code=69,
         )  # fmt: skip
         assert "invalid partition" in refused.lower()
+
+
+def test_slurm_gives_what_was_asked_for_and_two_gpus_are_one_workers(tmp_path: Path) -> None:
+    nvml = environment(tmp_path, [FakeGpu(uuid=f"GPU-{n}") for n in range(2)])
+    with cluster("--nodes", "2", "--gpus", "2", "--cpus", "4") as lab:
+        init(lab, tmp_path, GATED, "seeds = 3\n[resources]\ngpus = 2")
+        setup = tmp_path / "setup.sh"
+        setup.write_text("".join(f"export {name}={value}\n" for name, value in nvml.items()))
+        asked = (
+            "slurm", "start", "--workers", "2", "--gpus-per-worker", "2", "--time", "1:30:00",
+            "--partition", "high", "--account", "lab", "--qos", "normal", "--cpus", "3",
+            "--mem", "100M", "--throttle", "1", "--setup", "setup.sh",
+        )  # fmt: skip
+        refused = lab.gpuledger(*asked, "--constraint", "a100", cwd=tmp_path, exit_code=69)
+        assert "feature" in refused.lower(), "no node of this cluster has it"
+        said = lab.gpuledger(*asked, "--", "--comment=by gpuledger", cwd=tmp_path)
+        job = re.findall(r"job (\d+)", said)[0]
+        wait_until(lambda: lab.counts(tmp_path)["running"] == 1, because="it runs", timeout_s=60)
+
+        seen = lab.slurm("scontrol", "show", "job", f"{job}_1")
+        for fact in (
+            "Partition=high", "TimeLimit=01:30:00", "CPUs/Task=3", "MinMemoryNode=100M",
+            "ArrayTaskThrottle=1", "gpu:2", "Comment=by gpuledger", "Requeue=1",
+        ):  # fmt: skip
+            assert fact in seen, seen
+        assert sorted(lab.jobs().values()) == ["PENDING", "RUNNING"], "one at a time"
+        (tmp_path / "go").touch()
+        drained(lab, tmp_path, 3)
+        assert {line["devices"] for line in records(tmp_path / "record.jsonl")} == {"0,1"}
+        wait_until(lambda: lab.jobs() == {}, because="nothing is left", timeout_s=60)
+
+
+def test_what_cannot_fit_is_not_begun_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    with cluster("--nodes", "1") as lab:
+        init(lab, tmp_path, SHORT, 'seeds = 1\n[run]\ntime_needed = "1h"')
+        start = ("slurm", "start", "--workers", "1", "--gpus-per-worker", "0", "--time")
+        lab.gpuledger(*start, "20", cwd=tmp_path)
+        logs = tmp_path / ".gpuledger" / "slurm"
+        wait_until(lambda: list(logs.glob("*_1.log")), because="it began", timeout_s=60)
+        wait_until(lambda: lab.jobs() == {}, because="it left, and does not come back")
+
+        assert lab.counts(tmp_path)["pending"] == 1
+        assert lab.tasks(tmp_path)[0]["attempts"] == []
+        log = next(logs.glob("*_1.log")).read_text()
+        assert "not for this worker" in log, log
+        lab.gpuledger(*start, "2:00:00", cwd=tmp_path)
+        drained(lab, tmp_path, 1)
+
+
+@pytest.mark.exhaustive  # Slurm looks seldom for what it may preempt: it takes two minutes
+def test_a_preemption_with_time_to_spare_hands_back_what_would_not_be_done(tmp_path: Path) -> None:
+    """USR1 comes first, and SIGTERM 20 s or more later: the task is asked to end in between."""
+    with cluster("--nodes", "1", "--preempt-user-signal", "--grace", "20") as lab:
+        init(lab, tmp_path, LONG, "seeds = 1")
+        lab.gpuledger(
+            "slurm", "start", "--workers", "1", "--gpus-per-worker", "0", "--time", "30",
+            "--partition", "main", cwd=tmp_path,
+        )  # fmt: skip
+        checkpoints = (tmp_path / ".gpuledger" / "runs").glob
+        wait_until(lambda: list(checkpoints("*/files/step")), because="it runs", timeout_s=60)
+        lab.slurm(
+            "sbatch", "--partition=high", "--exclusive", "--time=5", "--output=/dev/null",
+            "--wrap", "sleep 1",
+        )  # fmt: skip
+
+        def attempts() -> list[str]:
+            return [each["outcome"] for each in lab.tasks(tmp_path)[0]["attempts"]]
+
+        wait_until(lambda: attempts()[:1] == ["interrupted"], because="back", timeout_s=90)
+        wait_until(lab.start_now, because="it was requeued", timeout_s=200)
+        drained(lab, tmp_path, 1)
+        assert attempts() == ["interrupted", "completed"]
+        assert lab.tasks(tmp_path)[0]["failures"] == 0
+        began = [line["step"] for line in records(tmp_path / "record.jsonl") if "step" in line]
+        assert began[1] > 0, "it went on where it was"
+        wait_until(lambda: lab.jobs() == {}, because="nothing is left", timeout_s=60)
