@@ -417,6 +417,13 @@ def test_lists_of_tasks_look_as_it_was_agreed(width: int) -> None:
         compare_golden(f"{name}-{width}", output)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_where_each_try_ran_is_told_whatever_the_width(width: int) -> None:
+    place = "slurm 4711_2 on n7, restart 1"
+    record = replace(records()[0], attempts=(attempt(1), attempt(2, place=place)))
+    assert f"try 2: {place}" in drawn(task_detail(record), width=width)
+
+
 def test_what_is_drawn_is_the_same_in_a_terminal_but_for_the_colours() -> None:
     view = status_view(busy(), width=100)
     coloured = drawn(view, width=100, force_terminal=True, color_system="truecolor")

@@ -108,11 +108,6 @@ def _attempt_lines(attempts: Sequence[AttemptRecord], width: int) -> list[Text]:
             rank=2,
             cells=[plain(one_line(a.worker), least=11, keep_end=6) for a in attempts],
         ),
-        Column(
-            heading="place",
-            rank=8,
-            cells=[plain(one_line(a.place), least=12) if a.place else None for a in attempts],
-        ),
         Column(heading="started", rank=6, cells=[whole(instant(a.started_at)) for a in attempts]),
         Column(
             heading="time",
@@ -128,6 +123,9 @@ def _attempt_lines(attempts: Sequence[AttemptRecord], width: int) -> list[Text]:
         ),
     ]
     lines = grid(columns, width=width)
+    for attempt in attempts:
+        if attempt.place:
+            lines += _folded(f"try {attempt.number}: {one_line(attempt.place)}", width, "dim")
     return [*lines, *_folded(f"log of the last one: {one_line(attempts[-1].log)}", width, "dim")]
 
 

@@ -76,7 +76,7 @@ class Cluster:
             if line.endswith(" BeginTime")
         ]
         for job in waiting:
-            self.slurm("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            self.slurm("scontrol", "update", f"JobId={job}", "StartTime=now+5", check=False)
         return bool(waiting)
 
     def kill_node(self, name: str) -> None:
