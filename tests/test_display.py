@@ -27,6 +27,7 @@ from gpuledger.display.highlight import highlight
 from gpuledger.display.lines import claimed_line, ended_line, event_line, waiting_line
 from gpuledger.display.results import results_table
 from gpuledger.display.show import task_detail
+from gpuledger.display.slurm import slurm_table
 from gpuledger.display.status import status_view
 from gpuledger.display.tasks import tasks_table
 from gpuledger.model import (
@@ -422,6 +423,19 @@ def test_where_each_try_ran_is_told_whatever_the_width(width: int) -> None:
     place = "slurm 4711_2 on n7, restart 1"
     record = replace(records()[0], attempts=(attempt(1), attempt(2, place=place)))
     assert f"try 2: {place}" in drawn(task_detail(record), width=width)
+
+
+def test_of_old_allocations_only_the_latest_are_listed() -> None:
+    usual = {"node": "n1", "worker": None, "task": None, "says": "ran 3 attempts"}
+    rows = [{**usual, "job": f"{n}_1", "state": "left"} for n in range(1, 34)]
+    rows.insert(0, {**usual, "job": "9_9", "state": "works"})
+
+    lines = drawn(slurm_table(rows), width=80).splitlines()
+
+    assert [line.split()[0] for line in lines if "attempts" in line] == [
+        "9_9", *(f"{n}_1" for n in range(14, 34)),
+    ]  # fmt: skip
+    assert "13 more ended before" in lines[-1]
 
 
 def test_what_is_drawn_is_the_same_in_a_terminal_but_for_the_colours() -> None:

@@ -14,6 +14,11 @@ from gpuledger.display.grid import Column, grid, plain, whole
 from gpuledger.display.text import one_line
 
 STYLES = {"waits": "dim", "works": "green", "silent": "yellow", "left": "dim", "died": "bold red"}
+ENDED = ("left", "died")
+
+
+MOST_ENDED = 20
+"""Of those that ended so many are shown, the latest."""
 
 
 def slurm_table(rows: Sequence[Mapping[str, Any]], *, width: int | None = None) -> RenderableType:
@@ -21,7 +26,10 @@ def slurm_table(rows: Sequence[Mapping[str, Any]], *, width: int | None = None) 
     return Drawing(draw=lambda cells: _lines(rows, cells), width=width)
 
 
-def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
+def _lines(given: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
+    ended = [row for row in given if row["state"] in ENDED]
+    old = {id(row) for row in ended[:-MOST_ENDED]}
+    rows = [row for row in given if id(row) not in old]
     columns = [
         Column(heading="job", rank=0, cells=[whole(one_line(row["job"])) for row in rows]),
         Column(
@@ -38,6 +46,9 @@ def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
         Column(heading="says", rank=2, cells=[plain(_brief(row), least=20) for row in rows]),
     ]
     lines = grid(columns, width=width)
+    if old:
+        told = f"{len(old):,} more ended before; --json lists all"
+        lines += [Text(piece, style="dim") for piece in fold(told, width)]
     for row in rows:
         if row["state"] == "died" and row["says"]:
             lines += [Text(), Text(f"the log of {row['job']} ends with:", style="dim")]
