@@ -66,6 +66,9 @@ class PulseWithoutGuard:
         )
         self._pacemaker.start()
 
+    def note(self, text: str | None) -> None:
+        """Nobody reads it."""
+
     def stop(self) -> None:
         self._pacemaker.stop()
         self._file.remove()
@@ -111,6 +114,7 @@ def _measure(simulation: Simulation, pid: int, seconds: float) -> dict[str, Any]
     began = time.monotonic()
     time.sleep(seconds)
     took_s = time.monotonic() - began
+    simulation.check()
     after = (simulation.cpu_s(), simulation.locks, _cpu_s(pid), _cpu_s(guard))
     simulated, locks, worker, guarding = (
         (new - old) / took_s for new, old in zip(after, before, strict=True)
@@ -168,6 +172,11 @@ class Simulation:
         for thread in self._threads:
             thread.join(30)
         setattr(locks, "lock_descriptor", self._lock_descriptor)  # noqa: B010
+
+    def check(self) -> None:
+        """Raise when a simulated worker is not there any more: nobody waits then."""
+        gone = sum(not thread.is_alive() for thread in self._threads)
+        assert gone == 0, f"{gone} of {self.count} simulated workers ended"
 
     def cpu_s(self) -> float:
         """Return the CPU time of this process so far."""
