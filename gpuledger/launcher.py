@@ -22,12 +22,12 @@ from gpuledger.clock import Clock
 from gpuledger.process import (
     CannotStart,
     Helper,
-    RunningTask,
     adopt,
     open_log,
     start,
     with_python,
 )
+from gpuledger.running_task import RunningTask
 from gpuledger.warm import (
     BUSY,
     GOES,

@@ -14,8 +14,9 @@ from pathlib import Path
 from gpuledger.clock import Clock
 from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path
 from gpuledger.model import Claim, GpuView, WorkerIdentity
-from gpuledger.process import Guard, RunningTask
+from gpuledger.process import Guard
 from gpuledger.reports import read_last
+from gpuledger.running_task import RunningTask
 
 FENCE = 0.6
 """Share of the lease without a renewal after which the task must not go on unasked."""

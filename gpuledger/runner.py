@@ -17,8 +17,9 @@ from gpuledger.clock import Clock
 from gpuledger.launcher import Launcher, Order
 from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
 from gpuledger.modes import make_folder
-from gpuledger.process import CannotStart, Exit, Hurry, RunningTask, oom_kill_count
+from gpuledger.process import CannotStart, oom_kill_count
 from gpuledger.reports import read_last
+from gpuledger.running_task import Exit, Hurry, RunningTask
 from gpuledger.signals import Signals
 from gpuledger.sweep_run import render_command
 from gpuledger.traceback_reader import read_failure

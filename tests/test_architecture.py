@@ -51,6 +51,7 @@ RANK = {
     "gpu_watch": 4,
     "gpu_rules": 5,
     "gpu_gate": 6,
+    "running_task": 1,
     "process": 2,
     "signals": 2,
     "traceback_reader": 2,

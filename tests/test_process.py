@@ -18,14 +18,13 @@ from typing import Any
 import pytest
 
 from gpuledger import process as process_module
+from gpuledger import running_task as running_task_module
 from gpuledger.clock import SystemClock
 from gpuledger.guard import MARK, is_running, read_proc, read_process
 from gpuledger.launcher import Launcher, Order
 from gpuledger.process import (
     PR_SET_CHILD_SUBREAPER,
     CannotStart,
-    Exit,
-    RunningTask,
     become_subreaper,
     host_name,
     is_alive,
@@ -37,6 +36,7 @@ from gpuledger.process import (
     start,
     this_machine,
 )
+from gpuledger.running_task import Exit, RunningTask
 from tests.helpers import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
@@ -495,7 +495,7 @@ def test_a_task_that_flees_from_process_to_process_is_caught(
     finish(task)
     if not kernel_lists_children:
         task._kernel_lists_children = False
-        monkeypatch.setattr(process_module, "_children_of", lambda pid: [])
+        monkeypatch.setattr(running_task_module, "_children_of", lambda pid: [])
     assert all(task.descendants() for _ in range(50))
 
     assert task.stop(grace_s=0).left == ()
@@ -518,8 +518,8 @@ def test_stopping_works_without_descriptors_of_processes(
 def test_what_cannot_be_killed_is_reported(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     task = run(["sleep", "60"])
     with monkeypatch.context() as patch:
-        patch.setattr(process_module, "send", lambda process, signum: True)
-        patch.setattr(process_module, "freeze_all", lambda find: find())
+        patch.setattr(running_task_module, "send", lambda process, signum: True)
+        patch.setattr(running_task_module, "freeze_all", lambda find: find())
         done = task.stop(grace_s=0, kill_wait_s=0)
 
     assert done.left == (task.pid,)

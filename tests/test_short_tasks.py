@@ -190,3 +190,60 @@ def test_what_ran_unrecorded_leaves_no_report_to_the_next_attempt(tmp_path: Path
     assert tasks(tmp_path)["exp_0_0"]["result"] in (None, {})
     assert (runs / "attempt-1.log").read_text() == ""
     assert (runs / "unrecorded-attempt-1.log").read_text() == "of a worker that died\n"
+
+
+def test_a_ledger_that_is_away_among_short_tasks_hears_of_all_later(tmp_path: Path) -> None:
+    start_sweep(tmp_path, SHORT, SWEEP.format(count=60))
+    there, away = tmp_path / ".gpuledger", tmp_path / "away"
+
+    with worker("--cpu", cwd=tmp_path) as alone:
+        wait_until(lambda: len(records(tmp_path / "record.jsonl")) >= 12, because="it ran too few")
+        there.rename(away)
+        wait_until(lambda: "trying on" in alone.text(), because="it did not notice")
+        away.rename(there)
+        assert alone.wait(timeout_s=60) == 0
+
+    assert states(tmp_path)["completed"] == 60
+    assert sorted(line["task"] for line in records(tmp_path / "record.jsonl")) == sorted(
+        tasks(tmp_path)
+    ), "each ran once"
+    assert all(task["failures"] == task["losses"] == 0 for task in tasks(tmp_path).values())
+
+
+def test_a_worker_stopped_for_longer_than_its_lease_among_short_tasks_loses_its_share(
+    tmp_path: Path,
+) -> None:
+    start_sweep(tmp_path, SHORT, SWEEP.format(count=80), "--lease=3s", "--heartbeat=500ms")
+
+    with worker("--cpu", cwd=tmp_path) as alpha:
+        wait_until(lambda: len(records(tmp_path / "record.jsonl")) >= 12, because="it ran too few")
+        alpha.process.send_signal(signal.SIGSTOP)
+        # On another machine, as far as it knows: only the lease tells it that alpha is gone.
+        with worker("--cpu", cwd=tmp_path, host="beta") as beta:
+            assert beta.wait(timeout_s=90) == 0
+        alpha.process.send_signal(signal.SIGCONT)
+        assert alpha.wait(timeout_s=60) == 0
+
+    assert states(tmp_path)["completed"] == 80
+    for task in tasks(tmp_path).values():
+        ends = [outcome for _, outcome in outcomes(task)]
+        assert ends.count("completed") == 1
+        assert set(ends) <= {"completed", "lost"}
+
+
+def test_what_short_tasks_did_before_the_ledger_was_damaged_is_recovered(tmp_path: Path) -> None:
+    start_sweep(tmp_path, SHORT, SWEEP.format(count=60))
+    gpuledger("backup", cwd=tmp_path)
+
+    with worker("--cpu", cwd=tmp_path) as alpha:
+        wait_until(lambda: len(records(tmp_path / "record.jsonl")) >= 12, because="it ran too few")
+        (tmp_path / ".gpuledger" / "ledger.db").write_bytes(b"this is no database" * 3000)
+        assert alpha.wait(timeout_s=60) == 74
+        assert "gpuledger recover" in alpha.text()
+    gpuledger("recover", cwd=tmp_path)
+    with worker("--cpu", cwd=tmp_path) as beta:
+        assert beta.wait(timeout_s=60) == 0
+
+    assert states(tmp_path)["completed"] == 60
+    ran = [line["task"] for line in records(tmp_path / "record.jsonl")]
+    assert sorted(ran) == sorted(tasks(tmp_path)), "what had run was not run again"

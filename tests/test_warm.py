@@ -22,7 +22,8 @@ from gpuledger import launcher as launcher_module
 from gpuledger.clock import SystemClock
 from gpuledger.guard import MARK, is_running, read_process
 from gpuledger.launcher import Launcher, Order
-from gpuledger.process import PR_SET_CHILD_SUBREAPER, Exit, RunningTask, become_subreaper
+from gpuledger.process import PR_SET_CHILD_SUBREAPER, become_subreaper
+from gpuledger.running_task import Exit, RunningTask
 from tests.helpers import wait_until
 from tests.shell import processes_with
 

@@ -41,7 +41,7 @@ def parts(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
             many=None if quick else 64,
         ),
         "overhead": lambda: overhead.run(
-            rounds=1 if quick else 5,
+            rounds=1 if quick else 3,
             tasks=100 if quick else 400,
             torch_tasks=4 if quick else 10,
             torch_python=None if quick else torch_python,

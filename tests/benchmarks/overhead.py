@@ -1,42 +1,52 @@
 """What a process per task costs over `xargs -P2`, end to end with `gpuledger work --slots 2`.
 
 Two workloads: `python -c pass`, where everything but the task is overhead, and a script that
-imports torch and works for 0.1 s, cold and (where this version knows `preload`) warm. Rounds of
-xargs and gpuledger alternate. The time includes the workers' own start and end.
+imports torch and works for 0.1 s, cold and warm. Rounds of xargs and gpuledger alternate. The time
+includes the workers' own start and end. Warm, many more tasks are run than xargs can wait for:
+its time is taken times as many. The idle gap is from the script's last line to the first one of
+the next on the same worker, by the scripts' own clock.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuledger import sweep_words
 from tests.benchmarks.measure import spread
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS = 2
+TIMES_AS_MANY = 10
+RUN_KEYS = {"cold": "", "warm": 'preload = ["torch"]'}
 
 TORCH_TASK = """
-import time
+import os, time
+began = time.time()
 import torch
 
 ended = time.perf_counter() + 0.1
 while time.perf_counter() < ended:
     torch.ones(64, 64) @ torch.ones(64, 64)
+if "GPULEDGER_WORKER" in os.environ:
+    with open(__file__ + ".times", "a") as file:
+        file.write(f"{os.environ['GPULEDGER_WORKER']} {began} {time.time()}\\n")
 """
 
 
 def run(*, rounds: int, tasks: int, torch_tasks: int, torch_python: str | None) -> dict[str, Any]:
     """Measure both workloads; the second only with a Python that has torch."""
     plain = [sys.executable, "-c", "pass"]
-    figures: dict[str, Any] = {"python -c pass": _compare(plain, rounds=rounds, tasks=tasks)}
+    figures: dict[str, Any] = {
+        "python -c pass": _compare(plain, rounds=rounds, counts={"cold": tasks, "xargs": tasks})
+    }
     if torch_python is None:
         return {**figures, "left_out": {"torch": "torch is not installed"}}
     with tempfile.TemporaryDirectory(prefix="gpuledger-bench-") as scratch:
@@ -44,13 +54,11 @@ def run(*, rounds: int, tasks: int, torch_tasks: int, torch_python: str | None) 
         script.write_text(TORCH_TASK, encoding="utf-8")
         command = [torch_python, str(script)]
         subprocess.run(command, check=True)  # its first import reads from the disk
-        variants = {"cold": ""}
-        if "preload" in sweep_words.RUN_KEYS:
-            variants["warm"] = 'preload = ["torch"]'
-        figures["import torch + 0.1 s"] = _compare(
-            command, rounds=rounds, tasks=torch_tasks, variants=variants
+        counts = {"xargs": torch_tasks, "cold": torch_tasks, "warm": TIMES_AS_MANY * torch_tasks}
+        found = _compare(
+            command, rounds=rounds, counts=counts, times=script.with_suffix(".py.times")
         )
-    return figures
+    return {**figures, "import torch + 0.1 s": found}
 
 
 def has_torch(python: str) -> bool:
@@ -60,24 +68,48 @@ def has_torch(python: str) -> bool:
 
 
 def _compare(
-    command: Sequence[str], *, rounds: int, tasks: int, variants: dict[str, str] | None = None
+    command: Sequence[str], *, rounds: int, counts: Mapping[str, int], times: Path | None = None
 ) -> dict[str, Any]:
-    times: dict[str, list[float]] = {"xargs": []}
+    """Run so many tasks each way, in turn; `times` is where the tasks note when they ran."""
+    kinds = [kind for kind in counts if kind != "xargs"]
+    took: dict[str, list[float]] = {kind: [] for kind in counts}
+    gaps: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
-        times["xargs"].append(xargs_s(command, tasks))
-        for name, extra in (variants or {"cold": ""}).items():
-            times.setdefault(name, []).append(gpuledger_s(command, tasks, extra))
+        took["xargs"].append(xargs_s(command, counts["xargs"]))
+        for kind in kinds:
+            took[kind].append(gpuledger_s(command, counts[kind], RUN_KEYS[kind]))
+            if times is not None:
+                gaps[kind] += _gaps_ms(times)
+                times.unlink()
     ratios = {
-        name: spread([mine / its for mine, its in zip(values, times["xargs"], strict=True)])
-        for name, values in times.items()
-        if name != "xargs"
+        kind: spread(
+            [
+                mine / (its * counts[kind] / counts["xargs"])
+                for mine, its in zip(took[kind], took["xargs"], strict=True)
+            ]
+        )
+        for kind in kinds
     }
     return {
-        "tasks": tasks,
+        "tasks": counts,
         "workers": WORKERS,
-        "seconds": {name: spread(values) for name, values in times.items()},
+        "seconds": {kind: spread(values) for kind, values in took.items()},
         "over_xargs": ratios,
+        "gap_ms": {kind: spread(values) for kind, values in gaps.items() if values},
     }
+
+
+def _gaps_ms(times: Path) -> list[float]:
+    """Return how long each worker's GPU had nothing to do between two tasks."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for line in times.read_text(encoding="utf-8").splitlines():
+        worker, began, ended = line.split()
+        spans.setdefault(worker, []).append((float(began), float(ended)))
+    return [
+        1000 * (after[0] - before[1])
+        for of_one in spans.values()
+        for before, after in itertools.pairwise(sorted(of_one))
+    ]
 
 
 def xargs_s(command: Sequence[str], tasks: int) -> float:

@@ -74,12 +74,17 @@ def _throughput(found: Results) -> Iterator[str]:
 
 
 def _overhead(found: Results) -> Iterator[str]:
-    yield "| 2 workers, end to end, time ÷ `xargs -P2` | cold | warm |"
-    yield "| --- | --- | --- |"
+    yield "| 2 workers, time ÷ `xargs -P2` | cold | warm | idle between two, cold; warm |"
+    yield "| --- | --- | --- | --- |"
     for label, one in found.items():
         if label != "left_out":
             ratios = one["over_xargs"]
-            yield f"| `{label}` | {_ratio(ratios.get('cold'))} | {_ratio(ratios.get('warm'))} |"
+            gaps = one.get("gap_ms", {})
+            idle = "; ".join(_ms(gaps[kind]) for kind in ratios if kind in gaps)
+            yield (
+                f"| `{label}` | {_ratio(ratios.get('cold'))} | {_ratio(ratios.get('warm'))} "
+                f"| {idle or '–'} |"
+            )
 
 
 def _growth(found: Results) -> Iterator[str]:
