@@ -131,7 +131,7 @@ def require_names(db: sqlite3.Connection, where: Where, condition: Condition) ->
 def _require_one_meaning(db: sqlite3.Connection, name: Name, condition: Condition) -> None:
     if _is_parameter(db, name.name, condition):
         raise BadUsage(
-            f"--where: {name.name!a} is a parameter of these tasks, and something that every task"
+            f"--where: {name.name!r} is a parameter of these tasks, and something that every task"
             " has; no task was selected",
             hint=f"say params.{name.name} or task.{name.name}",
         )
@@ -155,7 +155,7 @@ def _require_known(db: sqlite3.Connection, name: Name, condition: Condition) -> 
         has = f"they have {', '.join([*params, *metrics]) or 'none'}"
         has += "; a text stands in quotes" if "." not in name.name else ""
     raise BadUsage(
-        f"--where: no task has a {kinds[name.scope]} {name.name!a}; no task was selected",
+        f"--where: no task has a {kinds[name.scope]} {name.name!r}; no task was selected",
         hint=f"did you mean {near[0]}? {has}" if near else has,
     )
 

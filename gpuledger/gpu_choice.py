@@ -148,7 +148,7 @@ def _the_one(name: str, report: GpuReport) -> Gpu | None:
     found = report.called(name)
     if len(found) > 1:
         raise Unavailable(
-            f"{len(found)} GPUs have UUIDs that begin with {name!a}; nothing was started",
+            f"{len(found)} GPUs have UUIDs that begin with {name!r}; nothing was started",
             hint=f"more of it: {', '.join(gpu.uuid for gpu in found)}",
         )
     return found[0] if found else None
@@ -164,9 +164,9 @@ def _not_there(
     if not visible:
         return _nothing_there(report, environ)
     outer = environ.get("CUDA_VISIBLE_DEVICES")
-    limited = "" if outer is None else f"; CUDA_VISIBLE_DEVICES={outer!a} hides any others"
+    limited = "" if outer is None else f"; CUDA_VISIBLE_DEVICES={outer!r} hides any others"
     return Unavailable(
-        f"there is no GPU {name!a} here; nothing was started",
+        f"there is no GPU {name!r} here; nothing was started",
         hint=f"{_those(visible, report)}{limited}",
     )
 
@@ -197,7 +197,7 @@ def _nothing_there(report: GpuReport, environ: Mapping[str, str]) -> Unavailable
     elif report.gpus and all(gpu.problem for gpu in report.gpus):
         why = f"none of them answers ({report.gpus[0].problem})"
     elif report.gpus:
-        why = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES', '')!a} hides all of them"
+        why = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES', '')!r} hides all of them"
     else:
         why = "the driver lists none"
     return Unavailable(

@@ -175,7 +175,7 @@ class Launcher:
             or (runs == SCRIPT and not rest[0].endswith(".py"))
         ):
             self._tell(
-                f"{' '.join(argv[:2])!a} is not started from a warm process: only "
+                f"{' '.join(argv[:2])!r} is not started from a warm process: only "
                 "'python script.py' and 'python -m module' are"
             )
             return None

@@ -333,6 +333,10 @@ class Ledger:
         """Return the workers that have neither left nor been reaped."""
         return self.store.read(queries.live_workers)
 
+    def worker_names(self) -> tuple[str, ...]:
+        """Return the names of the latest workers, whether they are still there or not."""
+        return self.store.read(queries.worker_names)
+
     def slurm_setups(self, sweeps: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the `[slurm] setup` of these sweeps (all of them, when none is named)."""
         return self.store.read(lambda db: queries.slurm_setups(db, sweeps))

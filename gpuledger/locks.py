@@ -249,7 +249,7 @@ def read_holder(path: Path) -> str | None:
         finally:
             os.close(descriptor)
         return (
-            f"process {int(note['pid'])} on {str(note['host'])[:64]!a} "
+            f"process {int(note['pid'])} on {str(note['host'])[:64]!r} "
             f"('{str(note['operation'])[:32]}' since {str(note['since'])[:32]})"
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -319,6 +319,36 @@ def spawn_worker(
         if output is not None:
             os.close(output)
     return WorkerProcess(popen)
+
+
+@contextmanager
+def print_when_killed(text: str) -> Iterator[None]:
+    """See to it that a text is printed to stdout if this process is killed meanwhile.
+
+    A shell in a process group of its own waits for the end of a pipe whose other end is here. Where
+    none can be started nothing is printed.
+    """
+    ignored = "HUP INT QUIT TERM TSTP TTIN TTOU"
+    program = f"trap '' {ignored}; read -r ended || printf %s \"$0\""
+    try:
+        heir = _popen(
+            ["/bin/sh", "-c", program, text],
+            stdin=subprocess.PIPE,
+            stdout=None,
+            stderr=subprocess.DEVNULL,
+            cwd=Path("/"),
+            env=None,
+            own_session=False,
+            when_parent_dies=None,
+        )
+    except CannotStart:
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            heir.communicate(b"\n", HELPER_WAIT_S)
 
 
 def probe(job: str, path: Path, *, timeout_s: float) -> str | None:

@@ -60,6 +60,9 @@ RECENT_FAILURES = 2000
 MINUTE_S = 60.0
 HOUR_S = 3600.0
 
+NAMES = 1000
+"""More names of workers nobody looks through."""
+
 RATED = 10_000
 """The rate is that of so many tasks at most, so that it costs the same in any ledger."""
 
@@ -95,7 +98,7 @@ def sweep_id(db: sqlite3.Connection, name: str) -> int:
     near = difflib.get_close_matches(name, names, n=1)
     there = f"the ledger has {', '.join(names[:8])}" if names else "the ledger has none yet"
     raise UnknownTask(
-        f"no sweep is named {name!a}", hint=f"did you mean {near[0]}?" if near else there
+        f"no sweep is named {name!r}", hint=f"did you mean {near[0]}?" if near else there
     )
 
 
@@ -159,7 +162,7 @@ def _known(db: sqlite3.Connection, name: str) -> int:
     ]
     near = difflib.get_close_matches(name, names, n=1)
     raise UnknownTask(
-        f"no task is named {name!a}",
+        f"no task is named {name!r}",
         hint=f"did you mean {near[0]}?" if near else "'gpuledger tasks' lists them",
     )
 
@@ -504,6 +507,14 @@ def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
         _identity(row)
         for row in db.execute("SELECT * FROM worker WHERE ended_at IS NULL ORDER BY name")
     )
+
+
+def worker_names(db: sqlite3.Connection) -> tuple[str, ...]:
+    """Return the names of the latest workers, whether they are still there or not."""
+    rows = db.execute(
+        "SELECT name FROM worker GROUP BY name ORDER BY MAX(started_at) DESC LIMIT ?", (NAMES,)
+    )
+    return tuple(row["name"] for row in rows)
 
 
 def place_text(details: Mapping[str, Any]) -> str | None:

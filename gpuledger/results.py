@@ -105,7 +105,7 @@ def find_column(columns: Sequence[Column], name: str) -> Column:
     near = difflib.get_close_matches(name, known, n=1)
     has = f"they have {', '.join(known)}" if known else "they have none yet"
     raise BadUsage(
-        f"no selected task has a parameter or metric {name!a}",
+        f"no selected task has a parameter or metric {name!r}",
         hint=f"did you mean {near[0]}?" if near else has,
     )
 

@@ -184,7 +184,7 @@ def _quoted(value: str, name: str) -> str:
     """Quote for an #SBATCH line; Slurm reads it itself, no shell does."""
     if not value or not value.isprintable() or '"' in value or "\\" in value:
         raise BadUsage(
-            f"{value!a} cannot be given to Slurm as {name}; nothing was submitted",
+            f"{value!r} cannot be given to Slurm as {name}; nothing was submitted",
             hint="leave out double quotes, backslashes and control characters",
         )
     return value if re.fullmatch(r"[\w.,:%+\-=@/]+", value) else f'"{value}"'
@@ -214,7 +214,7 @@ def _option(word: str) -> str:
 
 def _no_option(word: str) -> BadUsage:
     return BadUsage(
-        f"{word!a} is no option of sbatch; nothing was submitted",
+        f"{word!r} is no option of sbatch; nothing was submitted",
         hint="after --, as in: gpuledger slurm start --workers 4 -- --mail-type=FAIL",
     )
 

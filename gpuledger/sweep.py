@@ -105,12 +105,12 @@ def _text(path: Path) -> str:
             raw = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise BadSweepFile(
-            f"sweep file {str(path)!a} cannot be read: {lowered(error.strerror or str(error))}; "
+            f"sweep file {str(path)!r} cannot be read: {lowered(error.strerror or str(error))}; "
             "nothing was changed",
             hint="check the path",
         ) from error
     except ValueError as error:
-        raise BadSweepFile(f"{str(path)!a} is not a path; nothing was changed") from error
+        raise BadSweepFile(f"{str(path)!r} is not a path; nothing was changed") from error
     if len(raw) > MOST_BYTES:
         raise _complaint(path, f"is larger than {MOST_BYTES >> 20} MiB")
     try:

@@ -28,7 +28,7 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             _blame_nested(name, spec)
         for dotted, value in found.items():
             if dotted in flat:
-                raise BadKey(f"parameter {dotted!a} is given twice", key=dotted)
+                raise BadKey(f"parameter {dotted!r} is given twice", key=dotted)
             flat[dotted] = value
     if not prefix:
         for dotted in flat:
@@ -50,7 +50,7 @@ def _blame_nested(name: str, spec: Mapping[str, Any]) -> None:
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(WORDS))}"
     if PARAMETER.fullmatch(f"{name}.{unknown}"):
         hint += f' a parameter of that name is written "{name}.{unknown}", in quotes'
-    raise BadKey(f"parameter {shown(name)} has an unknown key {unknown!a}", key=unknown, hint=hint)
+    raise BadKey(f"parameter {shown(name)} has an unknown key {unknown!r}", key=unknown, hint=hint)
 
 
 def _require_name(name: str) -> None:

@@ -133,7 +133,7 @@ def _grid(axes: Sequence[_Axis], *, seeds: int) -> Points:
     for axis in axes:
         if axis.count is None:
             raise BadKey(
-                f"parameter {axis.names[0]!a} has infinitely many values, which a grid cannot list",
+                f"parameter {axis.names[0]!r} has infinitely many values, which a grid cannot list",
                 key=axis.names[0],
                 hint='say method = "random" and samples = N, or list its values',
             )

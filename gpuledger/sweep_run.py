@@ -189,7 +189,7 @@ def _workdir(run: Mapping[str, Any], path: Path) -> str:
         why = lowered(getattr(error, "strerror", None) or str(error))
         raise BadKey(f"run.workdir {shown(given)} cannot be used: {why}", key="workdir") from error
     if not is_folder:
-        raise BadKey(f"run.workdir {str(folder)!a} is not a folder", key="workdir")
+        raise BadKey(f"run.workdir {str(folder)!r} is not a folder", key="workdir")
     return str(folder.resolve())
 
 

@@ -49,8 +49,8 @@ class BadDomain(Exception):
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: ASCII, on one line, not endless."""
-    text = ascii(value)
+    """Return a value as a message shows it: on one line, nothing unseen in it, not endless."""
+    text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

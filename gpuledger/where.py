@@ -244,10 +244,10 @@ def _unreadable(text: str, at: int) -> BadWhere:
         )
     if text[at] in "*/%^":
         return BadWhere(
-            f"has {text[at]!a} at character {at + 1}: there is no arithmetic",
+            f"has {text[at]!r} at character {at + 1}: there is no arithmetic",
             hint="compare names and values only, as in 'lr > 0.01 and model == \"resnet18\"'",
         )
-    return BadWhere(f"has {text[at]!a} at character {at + 1}, which means nothing there")
+    return BadWhere(f"has {text[at]!r} at character {at + 1}, which means nothing there")
 
 
 def _shown(text: str) -> str:
@@ -406,8 +406,8 @@ class _Reader:
     def _close(self, end: str, opened: _Token) -> None:
         if not self._take(end):
             if self._next.kind == "end":
-                raise BadWhere(f"has {opened.text!a} at character {opened.at} that is not closed")
-            raise self._surprise(f"where {end!a} or 'and', 'or' was expected")
+                raise BadWhere(f"has {opened.text!r} at character {opened.at} that is not closed")
+            raise self._surprise(f"where {end!r} or 'and', 'or' was expected")
 
     def _advance(self) -> None:
         self._next = next(self._tokens)

@@ -202,3 +202,4 @@ def test_pause_and_resume_name_the_sweeps_they_changed(here: Path) -> None:
     assert json.loads(run("resume", "--json").stdout) == {"resumed": ["exp1"]}
     assert "Resumed nothing" in run("resume").stdout
     assert "no sweep is named 'exp7'" in run("pause", "exp7", exit_code=65).stderr
+    assert "no sweep is named '模型\\x1b'" in run("pause", "模型\x1b", exit_code=65).stderr

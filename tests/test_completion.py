@@ -67,6 +67,8 @@ def test_names_of_sweeps_workers_and_states(lab: Lab, tmp_path: Path) -> None:
     assert complete("bash", "gpuledger tasks --sweep z", tmp_path) == ["zoo"]
     assert complete("bash", "gpuledger resume e", tmp_path) == ["exp1"]
     assert complete("bash", "gpuledger tasks --worker h", tmp_path) == ["host:gpu0"]
+    lab.ledger.leave(lab.worker.nonce)  # the tasks that it ran are still there
+    assert complete("bash", "gpuledger tasks --worker h", tmp_path) == ["host:gpu0"]
     assert complete("bash", "gpuledger results --state pen", tmp_path) == ["pending"]
     assert complete("bash", "gpuledger results --format par", tmp_path) == ["parquet"]
     assert complete("bash", "gpuledger resu", tmp_path) == ["results", "resume"]

@@ -736,6 +736,7 @@ def test_the_other_events_are_told_too() -> None:
     assert event("retried", task="a_0_0") == "Task a_0_0 put back into the queue"
     assert event("cancelled", task="a_0_0", worker=None) == "Task a_0_0 cancelled"
     assert event("sweep_added", data={"sweep": "a", "added": 12}) == "Sweep a added, 12 new tasks"
+    assert event("sweep_added", data={"sweep": "a", "added": 1}) == "Sweep a added, 1 new task"
     assert event("sweep_paused", data={"sweep": "a", "reason": "why"}) == "Sweep a paused: why"
     assert event("sweep_resumed", data={"sweep": "a"}) == "Sweep a resumed"
     assert event("worker_started") == "Worker w:gpu0 started"

@@ -119,6 +119,42 @@ def test_choices_change_the_charts(view: Browser, tmp_path: Path) -> None:
     assert legend == ["model resnet18", "model resnet19", "model resnet20"]
 
 
+@pytest.mark.parametrize("values", [7, 20])
+@pytest.mark.parametrize("parameters", [1, 6])
+def test_long_names_of_values_stay_clear_of_the_axis_title(
+    view: Browser, tmp_path: Path, values: int, parameters: int
+) -> None:
+    records = [
+        task(
+            i,
+            0,
+            attempt(),
+            params={f"p{n}": f"{i % values}_a_long_name" for n in range(parameters)},
+            result={"loss": i / 7},
+        )
+        for i in range(40)
+    ]
+    view.open(write_page(tmp_path / "r.html", records, curves=curves_of(40)), width=1400)
+    show_chart(view, "metric")
+    chart = "document.getElementById('metric-chart')"
+    found = f"[...{chart}.querySelectorAll('SELECTOR')].map((e) => e.getBoundingClientRect())"
+    titles, ticks = (
+        json.loads(view.value(f"JSON.stringify({found.replace('SELECTOR', selector)})"))
+        for selector in ("[class$=title]", ".xaxislayer-above text")
+    )
+    assert len(titles) > parameters
+    assert len(ticks) == parameters * values
+    for title in titles:
+        for tick in ticks:
+            apart = (
+                title["right"] <= tick["left"] + 1
+                or tick["right"] <= title["left"] + 1
+                or title["bottom"] <= tick["top"] + 1
+                or tick["bottom"] <= title["top"] + 1
+            )
+            assert apart, (title, tick)
+
+
 MARKUP = "<img src=x onerror=hacked()><b>bold</b>&lt;i&gt;"
 SCRIPT = "</script><script>hacked()</script>"
 

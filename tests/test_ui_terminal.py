@@ -120,6 +120,22 @@ def test_however_it_ends_the_terminal_is_as_it_was(
     assert_as_before(terminal, code=code)
 
 
+@pytest.mark.parametrize("command", ["ui", "status", "run idle.toml --cpu"])
+def test_killed_it_leaves_the_terminal_as_it_was(
+    lab: Lab, terminal: Tmux, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "idle.toml").write_text('command = "sleep 60"', encoding="utf-8")
+    terminal.line(f"gpuledger {command}")
+    terminal.see("/1  0%" if "idle" in command else "2 sweeps")
+    subprocess.run(["kill", "-KILL", str(terminal.pid())], check=True)
+    terminal.see("Killed")
+    wait_until(
+        lambda: terminal.run("display-message", "-p", "#{alternate_on}") == "0\n",
+        because="the normal screen is back",
+    )
+    assert_as_before(terminal, code=137)
+
+
 def test_it_is_suspended_and_goes_on(lab: Lab, terminal: Tmux) -> None:
     terminal.line("gpuledger ui")
     terminal.see("2 sweeps", "Quit")

@@ -122,7 +122,8 @@ def _make_plain(command: Any) -> None:
 
 
 def _report_usage(error: Any) -> None:
-    message = error.format_message()
+    # Some versions of typer say where a sentence came from.
+    message = error.format_message().replace(": Value error, ", ": ")
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(message, err=True)
         return

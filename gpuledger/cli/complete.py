@@ -24,8 +24,8 @@ def sweep_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def worker_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the live workers; typer leaves out those that do not fit."""
-    return _ask(ctx, lambda ledger: [worker.name for worker in ledger.live_workers()])
+    """Return names of workers, also of those that left; typer leaves out those that do not fit."""
+    return _ask(ctx, lambda ledger: list(ledger.worker_names()))
 
 
 def _ask(ctx: typer.Context, question: Callable[[Ledger], list[str]]) -> list[str]:

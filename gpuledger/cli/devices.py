@@ -111,7 +111,7 @@ def gpu_devices(
 
     if group and selector not in ("all", "free"):
         raise BadUsage(
-            f"--gpus takes 'all' or 'free', not {selector!a}; nothing was started",
+            f"--gpus takes 'all' or 'free', not {selector!r}; nothing was started",
             hint="for some: --gpu 0,1",
         )
     refuse_unless(per_task == 1 or slots == 1, "--slots", "--gpus-per-task")

@@ -22,9 +22,13 @@ from gpuledger.display.status import status_view
 from gpuledger.errors import LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.model import Snapshot
+from gpuledger.process import print_when_killed
 from gpuledger.signals import Signals, listen
 
 INTERRUPTED = 130
+USUAL_SCREEN = "\x1b[?1049l\x1b[?25h"
+"""Back to the normal screen, cursor shown: what whoever is killed cannot say any more."""
+
 READING_SHARE = 0.1
 """Of its time a reader may hold the ledger's lock for so much: others work with it."""
 
@@ -51,7 +55,11 @@ def watch(ledger: Ledger, *, sweep: str | None) -> None:
 def _draw(reader: Reader, signals: Signals) -> bool:
     """Draw until it is time to end; return False when it is only time to be suspended (Ctrl-Z)."""
     console = make_console()
-    with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as view:
+    with (
+        print_when_killed(USUAL_SCREEN),
+        _keys() as keyboard,
+        Live(console=console, screen=True, auto_refresh=False) as view,
+    ):
         while not (signals.interrupts or signals.terminates):
             view.update(frame(reader, console), refresh=True)
             ready = signals.wait(POLL_S, also=[keyboard])

@@ -142,7 +142,7 @@ def _format(given: Format | None, output: Path | None, *, steps: bool) -> Format
         given = ends.get(output.suffix.lower())
         if given is None:
             raise BadUsage(
-                f"the format is not clear from the name {str(output)!a}; nothing was written",
+                f"the format is not clear from the name {str(output)!r}; nothing was written",
                 hint=f"say --format, or end the name with {', '.join(ends)}",
             )
     if given is None:

@@ -116,7 +116,7 @@ def _sorted_groups(
         values = [None if mean is None else mean.mean for mean in means]
     else:
         raise BadUsage(
-            f"groups cannot be sorted by {column.name!a}, which is not the same within them",
+            f"groups cannot be sorted by {column.name!r}, which is not the same within them",
             hint="sort by what stands after --by, or by a metric",
         )
     return [groups[index] for index in in_order(values, reverse=wanted.reverse)]

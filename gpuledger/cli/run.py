@@ -17,7 +17,7 @@ from gpuledger.cli.trust import require_trusted
 from gpuledger.cli.work import INTERRUPTED, choose_devices, worker_command
 from gpuledger.fleet import run_fleet
 from gpuledger.ledger import Ledger
-from gpuledger.process import WorkerProcess, spawn_worker
+from gpuledger.process import WorkerProcess, print_when_killed, spawn_worker
 from gpuledger.signals import Signals, listen
 from gpuledger.sweep import read_sweep
 
@@ -119,11 +119,14 @@ def _watch(ledger: Ledger, workers: list[WorkerProcess], signals: Signals, sweep
     """Draw the status while the workers run; leave the last one on the normal screen."""
     from rich.live import Live
 
-    from gpuledger.cli.live import Reader, frame
+    from gpuledger.cli.live import USUAL_SCREEN, Reader, frame
 
     console = make_console()
     with Reader(ledger, sweep=sweep) as reader:
-        with Live(console=console, screen=True, auto_refresh=False) as view:
+        with (
+            print_when_killed(USUAL_SCREEN),
+            Live(console=console, screen=True, auto_refresh=False) as view,
+        ):
 
             def draw() -> None:
                 view.update(frame(reader, console), refresh=True)

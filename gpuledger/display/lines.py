@@ -141,7 +141,7 @@ def _event_text(event: Event) -> str:
     reason = f": {value_text(data['reason'])}" if data.get("reason") else ""
     error = f" ({value_text(data['error'])})" if data.get("error") else ""
     texts = {
-        "sweep_added": f"Sweep {sweep} added, {value_text(data.get('added', 0))} new tasks",
+        "sweep_added": f"Sweep {sweep} added, {_added(data)}",
         "sweep_paused": f"Sweep {sweep} paused{reason}",
         "sweep_resumed": f"Sweep {sweep} resumed",
         "worker_started": f"Worker {worker} started",
@@ -193,6 +193,11 @@ def _attempt_of(event: Event) -> str:
     failures = _integer(event.data.get("failures"))
     number = (event.number or 1) if failures is None else failures + 1
     return attempt_text(number, _integer(event.data.get("max_attempts")))
+
+
+def _added(data: Mapping[str, Any]) -> str:
+    count = _integer(data.get("added"))
+    return "new tasks" if count is None else several(count, "new task")
 
 
 def _integer(value: Any) -> int | None:

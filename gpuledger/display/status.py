@@ -124,7 +124,7 @@ def count_texts(snapshot: Snapshot) -> list[Text]:
     idle = sum(is_idle_gpu(worker, claimable(snapshot)) for worker in snapshot.workers)
     if idle:
         parts.append(Text(f"{several(idle, 'GPU worker')} idle", style="bold yellow"))
-    if snapshot.per_hour > 0:
+    if snapshot.per_hour > 0 and counts.remaining:
         parts.append(Text(f"{number(snapshot.per_hour, digits=2)}/h"))
     begun = [sweep.created_at for sweep in snapshot.sweeps if sweep.counts.remaining]
     elapsed_s = snapshot.taken_at - min(begun, default=snapshot.taken_at)

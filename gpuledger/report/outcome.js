@@ -3,6 +3,7 @@ const PLOTS = 12;
 const DIMENSIONS = 10;
 const CATEGORIES = 40;
 const GROUPS = 8;
+const NAME_LENGTH = 12;
 
 // Parameters that differ, and the sweep where there are several.
 const dimensions = [...data.params];
@@ -40,6 +41,17 @@ function decades(low, high) {
   return found.length ? found : [low, high];
 }
 
+// Off its place by up to half, so that equal points can be told apart.
+const aside = (row) => ((row * 0.618034) % 1) - 0.5;
+
+// How category names have to be turned to stand side by side in so many pixels, and the room below.
+function turned(one, pixels) {
+  if (one.numeric) return [0, 0];
+  const each = 0.9 * pixels / one.values.length;
+  const longest = 6.8 * Math.max(...one.texts.map((text) => cut(text, NAME_LENGTH).length));
+  return longest < each ? [0, 0] : each > 29 ? [30, 36] : [90, 68];
+}
+
 function metricRows(name) {
   const column = metrics.get(name);
   return tasks.name.map((_, i) => i).filter((i) => isNumber(column[i]));
@@ -61,17 +73,20 @@ function metricChart(width) {
   const column = metrics.get(name);
   const across = Math.min(shown.length, Math.max(1, Math.floor(width / 280)));
   const down = Math.ceil(shown.length / across);
-  const made = layout({ height: 60 + 250 * down, margin: { l: 64, r: 8, t: 8, b: 52 } });
+  const scales = shown.map(([, values]) => scale(values, rows));
+  const below = Math.max(...scales.map((one) => turned(one, width / across)[1]));
+  const inside = (250 + below) * down - below;
+  const made = layout({ height: 60 + (250 + below) * down, margin: { l: 64, r: 8, t: 8, b: 52 + below } });
   const type = hasWebgl && rows.length * shown.length > 4000 ? "scattergl" : "scatter";
   const traces = [];
   shown.forEach(([parameter, values], at) => {
     const id = at ? String(at + 1) : "";
     const [i, j] = [at % across, Math.floor(at / across)];
-    const one = scale(values, rows);
+    const one = scales[at];
     const here = rows.filter((row) => one.place(values[row]) !== null);
     traces.push({
       type, mode: "markers", xaxis: "x" + id, yaxis: "y" + id,
-      x: here.map((row) => one.place(values[row]) + one.jitter * (((row * 0.618034) % 1) - 0.5)),
+      x: here.map((row) => one.place(values[row]) + one.jitter * aside(row)),
       y: here.map((row) => column[row]),
       marker: { color: colour("accent"), size: rows.length > 1000 ? 4 : 7, opacity: rows.length > 300 ? 0.45 : 0.75 },
       hovertext: here.map((row) => lines(tasks.name[row], `${name} ${number(column[row])}`, `${parameter} ${number(values[row])}`)),
@@ -81,11 +96,11 @@ function metricChart(width) {
     made["xaxis" + id] = axis({
       domain: [i / across + 0.02, (i + 1) / across - 0.02], anchor: "y" + id,
       title: { text: label(parameter, 30), font: { color: colour("text") }, standoff: 6 },
-      tickvals: one.values, ticktext: one.texts && one.texts.map((text) => label(text, 12)),
+      tickvals: one.values, ticktext: one.texts && one.texts.map((text) => label(text, NAME_LENGTH)), tickangle: turned(one, width / across)[0],
       ...(one.numeric ? {} : { range: [-0.6, one.values.length - 0.4] }), showgrid: false, showline: true, automargin: false,
     });
     made["yaxis" + id] = axis({
-      domain: [1 - (j + 1) / down + 0.14 / down * (down > 1 ? 1 : 0), 1 - j / down - 0.04 / down], anchor: "x" + id,
+      domain: [1 - (j + 1) / down + (down > 1 ? (35 + below) / inside : 0), 1 - j / down - 0.04 / down], anchor: "x" + id,
       matches: at ? "y" : undefined, showticklabels: i === 0, automargin: i === 0,
       title: i === 0 ? { text: label(name, 30), font: { color: colour("text") } } : undefined,
     });
@@ -124,7 +139,7 @@ function parallelChart() {
   if (!whole.length) return "No task has all of the parameters.";
   const made = shown.map(([parameter, values]) => {
     const one = scale(values, whole);
-    return { label: label(parameter, 16), values: whole.map((row) => one.place(values[row]) ?? -1),
+    return { label: label(parameter, 16), values: whole.map((row) => (one.place(values[row]) ?? -1) + 0.5 * one.jitter * aside(row)),
       tickvals: one.values || undefined, ticktext: one.texts ? one.texts.map((text) => cut(text, 14)) : undefined };
   });
   made.push({ label: label(name, 16), values: whole.map((row) => column[row]) });

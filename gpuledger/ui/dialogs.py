@@ -31,7 +31,7 @@ KEYS = (
     ("f", "failures, by cause"),
     ("t", "tasks"),
     ("w", "workers"),
-    ("arrows, PgUp, PgDn, Home, End", "move"),
+    ("arrows", "move, as PgUp, PgDn, Home and End do"),
     ("Enter", "open the selected task: parameters, attempts, traceback, log"),
     ("Tab, l", "in a task: between what is known of it and its log"),
     (
