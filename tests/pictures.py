@@ -74,7 +74,7 @@ def save_report(folder: Path, path: Path) -> None:
         for name in ("progress", "hosts", "causes", "timeline", "metric"):
             view.wait_for(f"document.querySelector('#{name}-chart.drawn .main-svg')")
         end = view.value("document.getElementById('metric-note').getBoundingClientRect().bottom")
-        view.look(width=PAGE_PIXELS, height=round(end) + 20)
+        view.look(width=PAGE_PIXELS, height=round(end) + 8)
         view.picture(path)
 
 
