@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 from pathlib import Path
 
 from gpuledger.ledger import Ledger
 from tests.helpers import wait_until
-from tests.shell import gpuledger, records, states, tasks, worker
+from tests.shell import Background, gpuledger, records, states, tasks, worker
 from tests.test_scenarios import outcomes, start_sweep
 
 SHORT = """
@@ -210,14 +212,28 @@ def test_a_ledger_that_is_away_among_short_tasks_hears_of_all_later(tmp_path: Pa
     assert all(task["failures"] == task["losses"] == 0 for task in tasks(tmp_path).values())
 
 
+def stopped_outside_the_ledger(worker: Background, folder: Path) -> bool:
+    """Stop a worker; let it go on when it has the ledger's lock just now."""
+    worker.process.send_signal(signal.SIGSTOP)
+    lock = os.open(folder / ".gpuledger" / "ledger.lock", os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        worker.process.send_signal(signal.SIGCONT)
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def test_a_worker_stopped_for_longer_than_its_lease_among_short_tasks_loses_its_share(
     tmp_path: Path,
 ) -> None:
-    start_sweep(tmp_path, SHORT, SWEEP.format(count=80), "--lease=3s", "--heartbeat=500ms")
+    start_sweep(tmp_path, SHORT, SWEEP.format(count=80), "--lease=3s", "--heartbeat=0.5s")
 
     with worker("--cpu", cwd=tmp_path) as alpha:
         wait_until(lambda: len(records(tmp_path / "record.jsonl")) >= 12, because="it ran too few")
-        alpha.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: stopped_outside_the_ledger(alpha, tmp_path), because="it is never out")
         # On another machine, as far as it knows: only the lease tells it that alpha is gone.
         with worker("--cpu", cwd=tmp_path, host="beta") as beta:
             assert beta.wait(timeout_s=90) == 0
