@@ -611,6 +611,35 @@ def json_of(text: str) -> dict[str, Any]:
     return value
 
 
+# --- a log is followed from another host -------------------------------------------------------
+
+TALKER = """
+n=0
+while [ $n -lt 8 ]; do echo "attempt $GPULEDGER_ATTEMPT line $n"; n=$((n + 1)); sleep 0.5; done
+[ "$GPULEDGER_ATTEMPT" -gt 1 ]
+"""
+
+
+def follow() -> dict[str, Any]:
+    """A task fails once on client 1 and is run again; `logs -f` and `events -f` on client 2."""
+    (HERE / "talk.sh").write_text(TALKER)
+    (HERE / "talk.toml").write_text(
+        'command = ["/bin/sh", "/mnt/ledger/talk.sh"]\n[run]\navoid = "0s"\n'
+    )
+    run(1, *GPULEDGER, "init", "/mnt/ledger/talk.toml", LEDGER)
+    looking = [
+        start(2, "timeout", "90", *GPULEDGER, what, "-f", *task, LEDGER, out=f"/tmp/{what}.out")
+        for what, task in (("logs", ["talk_0_0"]), ("events", []))
+    ]
+    worker = start(1, *GPULEDGER, "work", "--cpu", LEDGER, out="/tmp/w")
+    code = worker.wait(90)
+    codes = [looking[0].wait(60)]
+    run(2, "sh", "-c", "pkill -INT -f 'gpuledger events'", exit_code=None)
+    codes.append(looking[1].wait(60))
+    texts = {what: run(2, "cat", f"/tmp/{what}.out") for what in ("logs", "events")}
+    return {"code": code, "codes": codes, **texts}
+
+
 # --- what the signature of the lock costs --------------------------------------------------
 
 
@@ -650,6 +679,7 @@ STORIES: Mapping[str, Callable[..., Any]] = {
     "sum-along": sum_along,
     "doctor": doctor,
     "odd": odd,
+    "follow": follow,
     "price": price,
 }
 

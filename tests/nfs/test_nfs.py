@@ -123,3 +123,14 @@ def test_odd_mounts_and_hosts_of_one_name_are_told() -> None:
     assert found["states"] == {"completed": 6}
     assert found["attempts"] == {"1": 6}, found
     assert found["integrity"] == "ok"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", VERSIONS)
+def test_a_log_is_followed_from_another_host_over_attempts(options: tuple[str, ...]) -> None:
+    found = tell("follow", options=options)
+    assert found["code"] == 0, found
+    lines = [line for line in found["logs"].splitlines() if line.startswith("attempt ")]
+    assert lines == [f"attempt {n} line {k}" for n in (1, 2) for k in range(8)], found["logs"]
+    assert found["codes"][0] == 0, "the task is completed: nothing more will come"
+    assert found["events"].count("talk_0_0") >= 4, found["events"]
