@@ -57,6 +57,14 @@ def outbox_folder(ledger_uuid: str) -> Path | None:
     return folder / ledger_uuid
 
 
+def tidy(ledger_uuid: str) -> None:
+    """Remove that folder, and the one of all ledgers, where nothing is in them."""
+    parent = Path(tempfile.gettempdir()) / f"gpuledger-{os.getuid()}"
+    with contextlib.suppress(OSError):  # somebody's outcome is there, or nothing
+        (parent / ledger_uuid).rmdir()
+        parent.rmdir()
+
+
 def post(folder: Path, worker: WorkerIdentity, finished: Finished) -> Letter:
     """Keep one outcome; it is on the disk, whole, when this returns. May raise OSError."""
     token = finished.token

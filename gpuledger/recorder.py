@@ -35,6 +35,7 @@ ASK_AGAIN_S = 5.0
 """When a ledger out of reach is asked again while a task runs that it does not know of."""
 
 SHORTEST_TICK_S = 0.05
+TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,6 @@ class Recorder:
         self._clock = clock
         self._say = say
         self._after = after
-        self._outbox = outbox.outbox_folder(ledger.uuid)
         self._letters: dict[Token, outbox.Letter] = {}
         self._held: deque[Claim] = deque()
         self._held_nudge = ledger.store.last_nudge()
@@ -98,6 +98,10 @@ class Recorder:
         self._done: list[Done] = []
         self._visit_again_s = 0.0
         self._taken_away: str | None = None
+
+    def close(self) -> None:
+        """Leave nothing behind on this machine but what the ledger could not take."""
+        outbox.tidy(self._ledger.uuid)
 
     def known_as(self, me: WorkerIdentity) -> None:
         """Record as this worker from now on."""
@@ -279,9 +283,10 @@ class Recorder:
 
     def deliver_what_others_left(self) -> None:
         """Record outcomes that dead workers of this machine could not."""
-        if self._outbox is None:
+        folder = outbox.outbox_folder(self._ledger.uuid)
+        if folder is None:
             return
-        for letter in outbox.letters(self._outbox):
+        for letter in outbox.letters(folder):
             if is_alive(letter.machine, letter.pid, letter.pid_start):
                 continue
             self._patience.hasten()
@@ -322,12 +327,17 @@ class Recorder:
             self._post(done.finished)
 
     def _post(self, finished: Finished) -> None:
-        if self._outbox is None:
+        for _ in range(TRIES):
+            folder = outbox.outbox_folder(self._ledger.uuid)
+            if folder is None:
+                continue
+            try:
+                self._letters[finished.token] = outbox.post(folder, self._me, finished)
+            except FileNotFoundError:
+                continue  # a worker that leaves found the folder empty, and removed it
+            except OSError:
+                return  # the local disk is full as well: there is only this process's memory
             return
-        try:
-            self._letters[finished.token] = outbox.post(self._outbox, self._me, finished)
-        except OSError:
-            return  # the local disk is full as well: there is only this process's memory
 
     def _forget_letter(self, token: Token) -> None:
         letter = self._letters.pop(token, None)

@@ -181,6 +181,7 @@ class Worker:
             self._say(f"could not sign off: {error.problem}")
         self._pulse.stop()
         self._company.close()
+        self._recorder.close()
 
     # --- finding work -------------------------------------------------------------------------
 

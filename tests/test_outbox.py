@@ -36,6 +36,18 @@ def test_a_letter_is_read_as_it_was_written_and_gone_when_forgotten(folder: Path
     outbox.forget(letter)
 
 
+def test_who_leaves_removes_the_folder_but_no_letter(folder: Path, tmp_path: Path) -> None:
+    letter = outbox.post(folder, identity(), FINISHED)
+    outbox.tidy("uuid")
+    assert list(outbox.letters(folder)) == [letter]
+
+    outbox.forget(letter)
+    for _ in range(2):
+        outbox.tidy("uuid")
+        assert list(tmp_path.iterdir()) == []
+    assert outbox.outbox_folder("uuid") == folder, "and there again for the next"
+
+
 def test_drafts_and_garbage_are_left_alone(folder: Path) -> None:
     letter = outbox.post(folder, identity(), FINISHED)
     (folder / "half.draft").write_text("{")

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from gpuledger.ledger import Ledger
+from gpuledger.outbox import letters, outbox_folder
 from tests.helpers import wait_until
 from tests.shell import Background, gpuledger, records, states, tasks, worker
 from tests.test_scenarios import outcomes, start_sweep
@@ -250,15 +251,19 @@ def test_a_worker_stopped_for_longer_than_its_lease_among_short_tasks_loses_its_
 def test_what_short_tasks_did_before_the_ledger_was_damaged_is_recovered(tmp_path: Path) -> None:
     start_sweep(tmp_path, SHORT, SWEEP.format(count=60))
     gpuledger("backup", cwd=tmp_path)
+    kept = outbox_folder(Ledger.open(tmp_path / ".gpuledger").uuid)
+    assert kept is not None
 
     with worker("--cpu", cwd=tmp_path) as alpha:
         wait_until(lambda: len(records(tmp_path / "record.jsonl")) >= 12, because="it ran too few")
         (tmp_path / ".gpuledger" / "ledger.db").write_bytes(b"this is no database" * 3000)
         assert alpha.wait(timeout_s=60) == 74
         assert "gpuledger recover" in alpha.text()
+    assert list(letters(kept)), "what it could not record any more is on this machine's disk"
     gpuledger("recover", cwd=tmp_path)
     with worker("--cpu", cwd=tmp_path) as beta:
         assert beta.wait(timeout_s=60) == 0
+    assert not kept.exists(), "the next worker told the ledger, and left nothing"
 
     assert states(tmp_path)["completed"] == 60
     ran = [line["task"] for line in records(tmp_path / "record.jsonl")]
