@@ -42,7 +42,7 @@ def outbox_folder(ledger_uuid: str) -> Path | None:
     None means that there is no safe place: the name in the shared temporary folder belongs to
     somebody else, or the disk is full.
     """
-    folder = Path(tempfile.gettempdir()) / f"gpuledger-{os.getuid()}"
+    folder = _of_this_user()
     try:
         for path in (folder, folder / ledger_uuid):
             with contextlib.suppress(FileExistsError):
@@ -59,10 +59,14 @@ def outbox_folder(ledger_uuid: str) -> Path | None:
 
 def tidy(ledger_uuid: str) -> None:
     """Remove that folder, and the one of all ledgers, where nothing is in them."""
-    parent = Path(tempfile.gettempdir()) / f"gpuledger-{os.getuid()}"
+    parent = _of_this_user()
     with contextlib.suppress(OSError):  # somebody's outcome is there, or nothing
         (parent / ledger_uuid).rmdir()
         parent.rmdir()
+
+
+def _of_this_user() -> Path:
+    return Path(tempfile.gettempdir()) / f"gpuledger-{os.getuid()}"
 
 
 def post(folder: Path, worker: WorkerIdentity, finished: Finished) -> Letter:

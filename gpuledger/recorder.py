@@ -36,6 +36,7 @@ ASK_AGAIN_S = 5.0
 
 SHORTEST_TICK_S = 0.05
 TRIES = 3
+"""How often an outcome is kept on this machine's disk while others tidy up there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class Rules:
 
 
 class Recorder:
-    """The worker's side of the ledger's record."""
+    """The worker's side of the ledger's record; `after` is called for each end that it took."""
 
     def __init__(
         self,
@@ -80,9 +81,6 @@ class Recorder:
         say: Callable[[str], None],
         after: Callable[[Claim, Ending, Ended], None],
     ) -> None:
-        """Args:
-        after: Called for each end that the ledger took.
-        """
         self.rhythm = Rhythm(clock)
         self._ledger = ledger
         self._patience = patience

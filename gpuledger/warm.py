@@ -189,9 +189,8 @@ def serve(finish: Finish) -> Order:
     if problem is not None:
         _end(line, UNFIT + problem.encode(errors="replace"))
     _leave_at_exit()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+    if not _flush_streams():
+        os._exit(1)
     line.send(READY)
     worker = os.getppid()
     while True:
@@ -370,22 +369,20 @@ class Finish:
         is_well: The script came to its end.
     """
 
-    __slots__ = ("_kept", "_last", "_names", "is_well")
+    __slots__ = ("_last", "_names", "is_well")
 
     def __init__(self) -> None:
         self.is_well = False
         self._names: frozenset[str] = frozenset()
         self._last: list[str] = []
-        self._kept: list[types.ModuleType] = []
 
     def let_be(self, names: set[str]) -> None:
         """Keep these modules as they are; nothing of theirs is left to a task to be finished."""
         self._names = frozenset(names)
-        self._last = list(sys.modules)[-2:]
-        self._kept = [sys.modules[name] for name in names if sys.modules.get(name) is not None]
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._kept))
-        finalize = getattr(sys.modules.get("weakref"), "finalize", None)
-        for each in list(getattr(finalize, "_registry", ())):
+        self._last = list(sys.modules)[-2:]  # two: a task may import one of them anew
+        kept = [sys.modules[name] for name in names if sys.modules.get(name) is not None]
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        for each in list(getattr(weakref.finalize, "_registry", ())):
             each.atexit = False  # such as removing a folder that all tasks use
 
     def __call__(self) -> None:

@@ -332,8 +332,7 @@ class Worker:
 
     def _origin(self) -> Origin | None:
         """Return where the attempt came from; a worker in a hurry waits for nothing."""
-        hurried = self._signals.terminates or self._signals.interrupts >= 2
-        return self._origins.take(patience_s=0.0 if hurried else PATIENCE_S)
+        return self._origins.take(patience_s=0.0 if self._patience.is_over() else PATIENCE_S)
 
     def _judged(self, ending: Ending) -> Ending:
         """A failure on a GPU that is gone now is the machine's, not the task's."""

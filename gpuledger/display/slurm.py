@@ -16,7 +16,6 @@ from gpuledger.display.text import one_line
 STYLES = {"waits": "dim", "works": "green", "silent": "yellow", "left": "dim", "died": "bold red"}
 ENDED = ("left", "died")
 
-
 MOST_ENDED = 20
 """Of those that ended so many are shown, the latest."""
 
