@@ -99,6 +99,8 @@ def meet(
             if leads:
                 talk.wait_for("bye", timeout_s=GOODBYE_S)
                 shutil.rmtree(table)
+                for old in room.glob("left.*"):
+                    old.unlink()
                 room.rmdir()
             else:
                 _say_at(table / "bye.b", "null")
@@ -157,9 +159,10 @@ def _find_table(
                 if _wait_for_guest(sign, table, clock, until_s, idle):
                     return table, True
             finally:
-                sign.unlink(missing_ok=True)
+                if _is_of(table, _read(sign)):
+                    sign.unlink(missing_ok=True)
             shutil.rmtree(table, ignore_errors=True)
-            break
+            continue
         joined = _join(room, sign, clock, idle)
         if joined is not None:
             return joined, False
@@ -172,14 +175,27 @@ def _find_table(
 def _wait_for_guest(
     sign: Path, table: Path, clock: Clock, until_s: float, idle: threading.Event
 ) -> bool:
+    """Show signs of life until a guest comes; False when none did, or the sign is not ours now.
+
+    Two who find the sign of somebody long gone may both clear it away, the later one the fresh
+    sign of the earlier.
+    """
     beat = 0
     while clock.boottime() < until_s:
         beat += 1
-        descriptor = os.open(sign, os.O_WRONLY)
-        os.pwrite(descriptor, f"{table.name} {beat:09}".encode(), 0)
-        os.close(descriptor)
+        ours = False
+        with contextlib.suppress(OSError):
+            descriptor = os.open(sign, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                ours = _is_of(table, os.read(descriptor, 1 << 16))
+                if ours:
+                    os.pwrite(descriptor, f"{table.name} {beat:09}".encode(), 0)
+            finally:
+                os.close(descriptor)
         if _heard_at(table / "hello") is not None:
             return True
+        if not ours:
+            return False
         idle.wait(BEAT_S)
     return False
 
@@ -193,7 +209,7 @@ def _join(room: Path, sign: Path, clock: Clock, idle: threading.Event) -> Path |
         now = _read(sign)
         if now is None:
             return None
-        if now != first and first is not None:
+        if now and now != first and first is not None:
             table = room / now.decode("ascii", "replace").split(" ")[0]
             with contextlib.suppress(FileNotFoundError):  # it has just left
                 if _create(table / "guest", b""):
@@ -203,6 +219,10 @@ def _join(room: Path, sign: Path, clock: Clock, idle: threading.Event) -> Path |
     with contextlib.suppress(OSError):
         sign.rename(room / f"left.{secrets.token_hex(4)}")
     return None
+
+
+def _is_of(table: Path, sign: bytes | None) -> bool:
+    return sign is not None and sign.startswith(table.name.encode())
 
 
 class _Talk:

@@ -323,4 +323,36 @@ def test_somebody_who_left_in_the_middle_is_not_waited_for(
     (room / "open").write_text("gone 000000001")
     for result in both(tmp_path, monkeypatch):
         assert result.flock
-    assert all(path.name.startswith("left.") for path in room.iterdir())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_who_clear_the_same_old_sign_away_still_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one may take the fresh sign of the faster for the old one."""
+    join = peer._join
+    taken = []
+
+    def slower(room: Path, sign: Path, clock: SystemClock, idle: threading.Event) -> Path | None:
+        if not taken:
+            taken.append(sign.rename(room / "left.early"))
+            return None
+        return join(room, sign, clock, idle)
+
+    monkeypatch.setattr(peer, "_join", slower)
+    for result in both(tmp_path, monkeypatch):
+        assert result.flock
+    assert taken
+
+
+def test_a_sign_that_is_not_written_yet_is_not_taken_for_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "STALE_S", 0.3)
+    monkeypatch.setattr(peer, "BEAT_S", 0.05)
+    sign = tmp_path / "open"
+    seen = iter([b"gone 000000001"])
+    monkeypatch.setattr(peer, "_read", lambda path: next(seen, b""))
+    sign.touch()
+    assert peer._join(tmp_path, sign, SystemClock(), threading.Event()) is None
+    assert not (tmp_path / "guest").exists()
