@@ -34,7 +34,7 @@ MAKING = "making.lock"
 
 INTERVAL_S = 600.0
 SHARE_OF_TIME = 0.01
-LOOK_S = 30.0
+LOOK_S = 60.0
 KEPT = 10
 HOURLY_KEPT = 24
 

@@ -45,7 +45,11 @@ class Company:
         """Look at the others as this worker from now on."""
         self._me = me
         self._lookout = Lookout(
-            self._ledger.folder, me.nonce, lease_s=self._ledger.lease_s, clock=self._clock
+            self._ledger.folder,
+            me.nonce,
+            lease_s=self._ledger.lease_s,
+            heartbeat_s=self._ledger.heartbeat_s,
+            clock=self._clock,
         )
 
     def close(self) -> None:
@@ -56,6 +60,10 @@ class Company:
         """Return what becomes readable when another worker of this machine ends."""
         return self._lookout.descriptors()
 
+    def pace_s(self) -> float:
+        """Return after how long the others want to be looked at again."""
+        return self._lookout.pace_s()
+
     def sharers(self) -> frozenset[str]:
         """Return the nonces of the workers whose tasks may be on the same GPUs, this one's too."""
         me = self._me
@@ -63,20 +71,21 @@ class Company:
         others = {other.nonce for other in self.live if (other.machine, other.gpus) == here}
         return frozenset({me.nonce} | others)
 
-    def reap(self, *, busy: bool = False) -> bool:
+    def reap(self, *, busy: bool = False, changes: int | None = None) -> bool:
         """Look at the other workers and end what the dead ones had.
 
         Args:
             busy: This worker runs a task: it looks less often, and at its share of them only.
+            changes: The ledger's change counter, if it was read just now.
 
         Returns:
             Whether tasks went back.
         """
         now_s = self._clock.boottime()
-        self._refresh(now_s, busy=busy)
+        self._refresh(now_s, busy=busy, changes=changes)
         dead = dict(self._lookout.dead_here(self.live))
         here = set(dead)
-        if now_s - self._looked_at_s >= self._ledger.heartbeat_s:
+        if now_s - self._looked_at_s >= self._lookout.pace_s():
             self._looked_at_s = now_s
             dead |= self._lookout.silent(self.live, only_share=busy)
         if not dead:
@@ -92,17 +101,20 @@ class Company:
             self._say(f"{claim.task}: its worker died in attempt {claim.number}; it goes back")
         return bool(lost)
 
-    def _refresh(self, now_s: float, *, busy: bool) -> None:
+    def _refresh(self, now_s: float, *, busy: bool, changes: int | None) -> None:
         """Ask the ledger who is there, but seldom, and only when it changed."""
         pace_s = self._ledger.lease_s if busy else self._ledger.heartbeat_s
         if now_s - self._live_at_s < pace_s:
             return
         self._live_at_s = now_s
-        changes = self._ledger.store.change_counter()
+        if changes is None:
+            changes = self._ledger.store.change_counter()
         if changes is None or changes == self._live_seen:
             return
         with contextlib.suppress(LedgerError):
-            self.live = self._ledger.live_workers()
+            live = self._ledger.live_workers()
+            if live != self.live:  # what is worked out from it stays good as long as it is this one
+                self.live = live
             self._live_seen = changes
             self._ledger.store.expect_crowd(len(self.live))
             self._look_for_strangers()

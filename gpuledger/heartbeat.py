@@ -14,7 +14,7 @@ import random
 import threading
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from gpuledger.modes import open_file
 RECORD_BYTES = 4096
 MAGIC = b"gpuledger-beat-1 "
 READS_UNTIL_DEAD = 3
+
+IDLE_BEATS = 3
+"""A worker that runs nothing gives every third sign of life: nothing is lost with it."""
 
 SOONEST_S = 0.25
 """Shortest time between two beats: a worker of many short tasks shows those of this moment."""
@@ -76,10 +79,15 @@ class Beat:
     note: str | None = None
 
 
+NAMES = tuple(each.name for each in fields(Beat))
+
+
 def encode(beat: Beat) -> bytes:
     """Return the record of a beat, always `RECORD_BYTES` long; details that do not fit are cut."""
     for cut in (beat, replace(beat, metrics={}), replace(beat, metrics={}, gpus=())):
-        payload = json.dumps(asdict(cut)).encode()
+        values = {name: getattr(cut, name) for name in NAMES}
+        values["gpus"] = [asdict(gpu) for gpu in cut.gpus]
+        payload = json.dumps(values).encode()
         record = MAGIC + b"%08x %06d " % (zlib.crc32(payload), len(payload)) + payload
         if len(record) <= RECORD_BYTES:
             return record.ljust(RECORD_BYTES)
@@ -101,6 +109,19 @@ def decode(raw: bytes) -> Beat | None:
         return Beat(**values, gpus=gpus)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def idle_pace_s(*, heartbeat_s: float, lease_s: float) -> float:
+    """Return the seconds between two signs of life of a worker that runs nothing.
+
+    Never so long that a reader would not get `READS_UNTIL_DEAD` readings well within a lease.
+    """
+    return max(heartbeat_s, min(IDLE_BEATS * heartbeat_s, lease_s / 4))
+
+
+def shows_idle(raw: bytes | None) -> bool:
+    """Tell whether the record is that of a worker that ran nothing; cheaper than `decode`."""
+    return raw is not None and b'"task": null' in raw
 
 
 def beat_path(folder: Path, name: str, nonce: str) -> Path:
@@ -135,11 +156,20 @@ class HeartbeatFile:
 
 def read_raw(path: Path) -> bytes | None:
     """Return the file's bytes, `MISSING` when it is not there, None when that is not known."""
+    return read_known(path) if revalidate(path.parent) else None
+
+
+def revalidate(folder: Path) -> bool:
+    """Open the folder: that is when an NFS client asks anew about the names in it."""
     try:
-        # Opening the folder revalidates what an NFS client remembers of the names in it.
-        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError:
-        return None
+        return False
+    return True
+
+
+def read_known(path: Path) -> bytes | None:
+    """Return the same as `read_raw` where the folder has just been revalidated."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -252,7 +282,7 @@ class Pacemaker:
         self,
         beat: Callable[[], None],
         *,
-        interval_s: float,
+        interval_s: Callable[[], float],
         clock: Clock,
         on_renewed: Callable[[float], None],
     ) -> None:
@@ -260,7 +290,7 @@ class Pacemaker:
 
         Args:
             beat: Writes one; OSError means that it did not reach the file system.
-            interval_s: Seconds between two.
+            interval_s: Returns the seconds until the next one.
             clock: This machine's.
             on_renewed: Called after each that did, with the time from before it was written.
         """
@@ -292,6 +322,6 @@ class Pacemaker:
             with contextlib.suppress(OSError):
                 self._beat()
                 self._on_renewed(asked_s)
-            if self._wake.wait(random.uniform(0.9, 1.0) * self._interval_s):
+            if self._wake.wait(random.uniform(0.9, 1.0) * self._interval_s()):
                 self._stopping.wait(asked_s + SOONEST_S - self._clock.boottime())
             self._wake.clear()

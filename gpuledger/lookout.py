@@ -15,7 +15,16 @@ from pathlib import Path
 
 from gpuledger.clock import Clock
 from gpuledger.guard import open_pidfd
-from gpuledger.heartbeat import Verdict, Watcher, beat_path, read_raw
+from gpuledger.heartbeat import (
+    Verdict,
+    Watcher,
+    beat_path,
+    idle_pace_s,
+    read_known,
+    read_raw,
+    revalidate,
+    shows_idle,
+)
 from gpuledger.model import WorkerIdentity
 from gpuledger.process import is_alive, this_machine
 
@@ -34,26 +43,32 @@ class Lookout:
         me: Nonce of the worker that looks.
     """
 
-    def __init__(self, folder: Path, me: str, *, lease_s: float, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, me: str, *, lease_s: float, heartbeat_s: float, clock: Clock
+    ) -> None:
         self.folder = folder
         self.me = me
+        self._heartbeat_s = heartbeat_s
+        self._idle_pace_s = idle_pace_s(heartbeat_s=heartbeat_s, lease_s=lease_s)
+        self._not_before_s: dict[str, float] = {}
+        self._paths: dict[str, Path] = {}
+        self._looked_at: Sequence[WorkerIdentity] = ()
+        self._remembered: Sequence[WorkerIdentity] = ()
         self._watcher = Watcher(clock=clock, lease_s=lease_s)
         self._shared_of: Sequence[WorkerIdentity] = ()
         self._share: Sequence[WorkerIdentity] = ()
         self._followed: Sequence[WorkerIdentity] = ()
+        self._neighbours: Sequence[WorkerIdentity] = ()
         self._descriptors: dict[str, int] = {}
 
     def dead_here(self, live: Sequence[WorkerIdentity]) -> Mapping[str, Callable[[], bool]]:
         """Return the workers of this machine whose process is gone, by nonce; costs no I/O."""
-        here = this_machine()
-        self._follow(live, here)
+        self._follow(live)
         ended = self._take_ended()
         return {
             worker.nonce: _always
-            for worker in live
-            if worker.machine == here
-            and worker.nonce != self.me
-            and (worker.nonce in ended or worker.nonce not in self._descriptors)
+            for worker in self._neighbours
+            if (worker.nonce in ended or worker.nonce not in self._descriptors)
             and is_alive(worker.machine, worker.pid, worker.pid_start) is False
         }
 
@@ -67,16 +82,16 @@ class Lookout:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def _follow(self, live: Sequence[WorkerIdentity], here: str) -> None:
+    def _follow(self, live: Sequence[WorkerIdentity]) -> None:
         """Have a descriptor for each process of this machine, where the kernel offers them."""
         if live is self._followed:  # the same until somebody came or went
             return
+        here = this_machine()
         self._followed = live
-        wanted = {
-            worker.nonce: worker
-            for worker in live
-            if worker.machine == here and worker.nonce != self.me
-        }
+        self._neighbours = [
+            worker for worker in live if worker.machine == here and worker.nonce != self.me
+        ]
+        wanted = {worker.nonce: worker for worker in self._neighbours}
         for nonce in set(self._descriptors).difference(wanted):
             os.close(self._descriptors.pop(nonce))
         for nonce in set(wanted).difference(self._descriptors):
@@ -92,10 +107,14 @@ class Lookout:
 
     def _take_ended(self) -> set[str]:
         """Return whose process ended, and forget its descriptor: it would stay readable."""
+        if not self._descriptors:
+            return set()
         poll = select.poll()
         for descriptor in self._descriptors.values():
             poll.register(descriptor, select.POLLIN)
-        readable = {descriptor for descriptor, _ in poll.poll(0)} if self._descriptors else set()
+        readable = {descriptor for descriptor, _ in poll.poll(0)}
+        if not readable:
+            return set()
         ended = {nonce for nonce, number in self._descriptors.items() if number in readable}
         for nonce in ended:
             os.close(self._descriptors.pop(nonce))
@@ -110,14 +129,40 @@ class Lookout:
         it was read last?
         """
         found: dict[str, Callable[[], bool]] = {}
-        for worker in self._to_read(live, only_share=only_share or len(live) > FEW):
-            path = beat_path(self.folder, worker.name, worker.nonce)
+        can_read = revalidate(self.folder / "workers")
+        self._looked_at = self._to_read(live, only_share=only_share or len(live) > FEW)
+        for worker in self._looked_at:
             asked_s = self._watcher.now()
-            raw = read_raw(path)
+            if asked_s < self._not_before_s.get(worker.nonce, asked_s):
+                continue
+            path = self._paths.get(worker.nonce)
+            if path is None:
+                path = beat_path(self.folder, worker.name, worker.nonce)
+                self._paths[worker.nonce] = path
+            raw = read_known(path) if can_read else None
             if self._watcher.observe(worker.nonce, raw, asked_s=asked_s) is Verdict.DEAD:
                 found[worker.nonce] = _unchanged(path, raw)
-        self._watcher.forget_all_but({worker.nonce for worker in live})
+            if shows_idle(raw):
+                self._not_before_s[worker.nonce] = asked_s + self._idle_pace_s
+            else:
+                self._not_before_s.pop(worker.nonce, None)
+        self._forget_all_but(live)
         return found
+
+    def pace_s(self) -> float:
+        """Return after how long the files want to be read again: later, when nobody runs a task."""
+        busy = any(worker.nonce not in self._not_before_s for worker in self._looked_at)
+        return self._heartbeat_s if busy else self._idle_pace_s
+
+    def _forget_all_but(self, live: Sequence[WorkerIdentity]) -> None:
+        if live is self._remembered:  # the same until somebody came or went
+            return
+        self._remembered = live
+        nonces = {worker.nonce for worker in live}
+        self._watcher.forget_all_but(nonces)
+        for known in (self._not_before_s, self._paths):
+            for nonce in set(known).difference(nonces):
+                del known[nonce]
 
     def _to_read(
         self, live: Sequence[WorkerIdentity], *, only_share: bool

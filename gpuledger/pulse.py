@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpuledger.clock import Clock
-from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path
+from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path, idle_pace_s
 from gpuledger.model import Claim, GpuView, WorkerIdentity
 from gpuledger.process import Guard
 from gpuledger.reports import read_last
@@ -61,8 +61,12 @@ class Pulse:
         self._sampler = _Sampler(sample_gpus, interval_s=heartbeat_s) if worker.gpus else None
         self._task: RunningTask | None = None
         self._guard = Guard.start(worker.nonce, fence_s=GUARD_FENCE * lease_s)
+        idle_s = idle_pace_s(heartbeat_s=heartbeat_s, lease_s=lease_s)
         self._pacemaker = Pacemaker(
-            self._beat, interval_s=heartbeat_s, clock=clock, on_renewed=self._renewed
+            self._beat,
+            interval_s=lambda: heartbeat_s if self._doing.task else idle_s,
+            clock=clock,
+            on_renewed=self._renewed,
         )
         self._pacemaker.start()
 

@@ -254,15 +254,16 @@ class Worker:
         crowd = len(self._company.live)
         again_s = max(LOOK_AGAIN_S, LOOK_AGAIN_PER_WORKER_S * crowd)
         if not found.pending:
-            again_s = max(6 * LOOK_AGAIN_S, 5 * LOOK_AGAIN_PER_WORKER_S * crowd)
+            again_s = max(6 * LOOK_AGAIN_S, 10 * LOOK_AGAIN_PER_WORKER_S * crowd)
         until_s = clock.boottime() + again_s
-        longest_s = min(LONGEST_IDLE_POLL_S, self.ledger.heartbeat_s)
         while not self._is_leaving() and clock.boottime() < until_s:
             crowd = len(self._company.live)
+            longest_s = min(LONGEST_IDLE_POLL_S, self._company.pace_s())
             poll_s = min(max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * crowd), longest_s)
             self._signals.wait(random.uniform(poll_s / 2, poll_s), also=self._company.descriptors())
             self._keeper.see_to_it()
-            if self._company.reap() or self.ledger.store.change_counter() != seen:
+            changes = self.ledger.store.change_counter()
+            if self._company.reap(changes=changes) or changes != seen:
                 return
 
     def _is_nothing_left(self) -> bool:

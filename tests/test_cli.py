@@ -96,7 +96,7 @@ def test_without_arguments_the_help_is_shown_as_wrong_usage() -> None:
         (["status", "--onec"], "no such option: --onec"),
         (["show"], "missing argument 'TASK'"),
         (["tasks", "--state", "broken"], "'--state': 'broken' is not"),
-        (["tasks", "--limit", "-1"], "greater than or equal to 0"),
+        (["tasks", "--limit", "-1"], "'-n': -1 is not in the range"),
         (["tasks", "--names", "--json"], "do not go together"),
     ],
 )

@@ -331,7 +331,7 @@ def test_two_who_clear_the_same_old_sign_away_still_meet(
 ) -> None:
     """The slower one may take the fresh sign of the faster for the old one."""
     join = peer._join
-    taken = []
+    taken: list[Path] = []
 
     def slower(room: Path, sign: Path, clock: SystemClock, idle: threading.Event) -> Path | None:
         if not taken:

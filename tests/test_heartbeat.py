@@ -24,8 +24,10 @@ from gpuledger.heartbeat import (
     beat_path,
     decode,
     encode,
+    idle_pace_s,
     read_raw,
     read_sign_of_life,
+    shows_idle,
 )
 from gpuledger.model import GpuView
 from tests.helpers import ManualClock, wait_until
@@ -224,7 +226,7 @@ def test_those_who_left_are_forgotten(clock: ManualClock) -> None:
 
 
 def pacemaker(beat: Any, clock: ManualClock, renewed: list[float]) -> Pacemaker:
-    return Pacemaker(beat, interval_s=0.01, clock=clock, on_renewed=renewed.append)
+    return Pacemaker(beat, interval_s=lambda: 0.01, clock=clock, on_renewed=renewed.append)
 
 
 def test_it_beats_on_and_survives_errors(clock: ManualClock) -> None:
@@ -273,3 +275,13 @@ def test_a_beat_that_hangs_holds_up_nobody(clock: ManualClock) -> None:
     maker.beat_soon()
     release.set()
     maker.stop()
+
+
+def test_a_worker_that_runs_nothing_shows_it_and_gives_fewer_signs() -> None:
+    assert shows_idle(encode(replace(BEAT, task=None)))
+    assert not shows_idle(encode(BEAT))
+    assert not shows_idle(None)
+    assert idle_pace_s(heartbeat_s=5, lease_s=60) == 15
+    assert idle_pace_s(heartbeat_s=5, lease_s=600) == 15
+    assert idle_pace_s(heartbeat_s=10, lease_s=60) == 15
+    assert idle_pace_s(heartbeat_s=20, lease_s=60) == 20

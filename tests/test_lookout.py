@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from gpuledger.clock import SystemClock
+from gpuledger.heartbeat import beat_path
 from gpuledger.lookout import FEW, WATCHERS, Lookout, share_of
 from gpuledger.model import WorkerIdentity
 from gpuledger.process import pid_start, this_machine
-from tests.helpers import identity
+from tests.helpers import ManualClock, identity
 
 
 def fleet(*sizes: int) -> tuple[WorkerIdentity, ...]:
@@ -70,14 +71,15 @@ def test_a_few_idle_workers_read_all_files_and_many_share_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int, all_read: bool
 ) -> None:
     live = fleet(1, others)
+    (tmp_path / "workers").mkdir()
     read: set[Path] = set()
 
     def note(path: Path) -> bytes:
         read.add(path)
         return b"x"
 
-    monkeypatch.setattr("gpuledger.lookout.read_raw", note)
-    lookout = Lookout(tmp_path, live[1].nonce, lease_s=60, clock=SystemClock())
+    monkeypatch.setattr("gpuledger.lookout.read_known", note)
+    lookout = Lookout(tmp_path, live[1].nonce, lease_s=60, heartbeat_s=5, clock=SystemClock())
 
     assert lookout.silent(live) == {}
 
@@ -104,7 +106,7 @@ def test_the_end_of_a_worker_on_this_machine_wakes_and_is_told_once(
         pid=neighbour.pid,
         pid_start=pid_start(neighbour.pid) or 0,
     )
-    lookout = Lookout(tmp_path, me.nonce, lease_s=60, clock=SystemClock())
+    lookout = Lookout(tmp_path, me.nonce, lease_s=60, heartbeat_s=5, clock=SystemClock())
     live = (me, it)
     assert lookout.dead_here(live) == {}
     assert len(lookout.descriptors()) == 1
@@ -121,7 +123,7 @@ def test_the_end_of_a_worker_on_this_machine_wakes_and_is_told_once(
 def test_a_process_that_only_has_the_same_number_is_not_followed(tmp_path: Path) -> None:
     me = identity("me", machine=this_machine())
     stranger = identity("it", machine=this_machine(), pid=1, pid_start=1)
-    lookout = Lookout(tmp_path, me.nonce, lease_s=60, clock=SystemClock())
+    lookout = Lookout(tmp_path, me.nonce, lease_s=60, heartbeat_s=5, clock=SystemClock())
 
     assert set(lookout.dead_here((me, stranger))) == {"it"}
 
@@ -133,7 +135,7 @@ def test_descriptors_are_closed_when_workers_go(
 ) -> None:
     start = pid_start(neighbour.pid) or 0
     it = identity("it", machine=this_machine(), pid=neighbour.pid, pid_start=start)
-    lookout = Lookout(tmp_path, "me", lease_s=60, clock=SystemClock())
+    lookout = Lookout(tmp_path, "me", lease_s=60, heartbeat_s=5, clock=SystemClock())
     lookout.dead_here((it,))
     (descriptor,) = lookout.descriptors()
 
@@ -141,3 +143,44 @@ def test_descriptors_are_closed_when_workers_go(
 
     assert lookout.descriptors() == ()
     assert not Path(f"/proc/self/fd/{descriptor}").exists()
+
+
+def test_who_runs_nothing_is_looked_at_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    (tmp_path / "workers").mkdir()
+    live = tuple(identity(nonce, host=f"on-{nonce}") for nonce in ("me", "idle", "busy"))
+    read: list[str] = []
+
+    def note(path: Path) -> bytes:
+        read.append(path.name.partition(".")[2])
+        return b'"task": null' if path.name.endswith("idle") else b'"task": "a_0_0"'
+
+    monkeypatch.setattr("gpuledger.lookout.read_known", note)
+    lookout = Lookout(tmp_path, "me", lease_s=60, heartbeat_s=5, clock=clock)
+    for _ in range(3):
+        lookout.silent(live)
+        clock.advance(5)
+    assert read == ["idle", "busy", "busy", "busy"]
+    lookout.silent(live)
+    assert read[4:] == ["idle", "busy"]
+    assert lookout.pace_s() == 5
+    assert lookout.silent(live[:2]) == {}
+    assert lookout.pace_s() == 15
+
+
+def test_who_died_while_it_ran_nothing_is_found_nevertheless(tmp_path: Path) -> None:
+    clock = ManualClock()
+    (tmp_path / "workers").mkdir()
+    live = tuple(identity(nonce, host=f"on-{nonce}") for nonce in ("me", "idle"))
+    beat_path(tmp_path, live[1].name, "idle").write_bytes(b'"task": null')
+    lookout = Lookout(tmp_path, "me", lease_s=60, heartbeat_s=5, clock=clock)
+    dead = lookout.silent(live)
+    waited_s = 0.0
+    while not dead and waited_s < 200:
+        clock.advance(lookout.pace_s() + 4)
+        waited_s += lookout.pace_s() + 4
+        dead = lookout.silent(live)
+    assert set(dead) == {"idle"}
+    assert 60 <= waited_s <= 60 + 2 * 19

@@ -308,13 +308,13 @@ def test_workers_make_a_backup_every_ten_minutes_in_which_something_changed(
     ledger: Ledger,
 ) -> None:
     watch = Watch(ledger)
-    assert watch.look(31) == 1, "there was none"
+    assert watch.look(61) == 1, "there was none"
     ledger.pause("exp")
     assert watch.look(500) == 1
     assert watch.look(101) == 2
     assert watch.look(700) == 2, "nothing changed"
     ledger.resume("exp")
-    assert watch.look(31) == 3
+    assert watch.look(61) == 3
 
     backups._note_latest(ledger.folder / "backups", None, 0, took_s=20.0)  # a slow disk
     ledger.pause("exp")
@@ -334,9 +334,9 @@ def test_a_backup_that_fails_is_not_tried_again_at_once_by_anybody(
     monkeypatch.setattr(backups, "take", fail)
     (ledger.folder / "backups").mkdir()
     first, second = Watch(ledger), Watch(ledger)
-    first.look(31)
+    first.look(61)
     assert len(tries) == 1
-    for later_s in (31, 31, 400):
+    for later_s in (61, 61, 340):
         first.look(later_s)
         second.look(later_s)
     assert len(tries) == 1

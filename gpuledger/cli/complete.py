@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -30,7 +31,9 @@ def worker_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _ask(ctx: typer.Context, question: Callable[[Ledger], list[str]]) -> list[str]:
     try:
-        names = question(open_ledger(ctx.params.get("ledger"), lock_timeout_s=PATIENCE_S))
+        given = ctx.params.get("ledger")  # as it was typed, in some versions of typer
+        folder = None if given is None else Path(given)
+        names = question(open_ledger(folder, lock_timeout_s=PATIENCE_S))
     except Exception:  # whatever it is, it must not spill into what somebody is typing
         return []
     return [name for name in names if name.isprintable()]

@@ -22,7 +22,7 @@ from gpuledger.display.text import (
 )
 from gpuledger.model import WorkerView
 
-SILENT_S = 15.0
+SILENT_S = 20.0
 """Three heartbeats: what is younger is not worth a word."""
 
 METRICS_SHOWN = 3

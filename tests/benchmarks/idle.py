@@ -23,7 +23,7 @@ from filelock import lock_descriptor
 
 from gpuledger import locks
 from gpuledger.clock import SystemClock
-from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path
+from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path, idle_pace_s
 from gpuledger.ledger import Ledger
 from gpuledger.model import WorkerIdentity
 from gpuledger.process import pid_start, this_machine
@@ -62,7 +62,10 @@ class PulseWithoutGuard:
         self._seq = 0
         self._file = HeartbeatFile(beat_path(folder, worker.name, worker.nonce))
         self._pacemaker = Pacemaker(
-            self._beat, interval_s=interval_s, clock=SystemClock(), on_renewed=lambda at_s: None
+            self._beat,
+            interval_s=lambda: interval_s,
+            clock=SystemClock(),
+            on_renewed=lambda at_s: None,
         )
         self._pacemaker.start()
 
@@ -100,7 +103,7 @@ def run(*, workers: int, seconds: float) -> dict[str, Any]:
         with Simulation(folder, workers - 1) as simulation:
             real = _start_real(folder)
             try:
-                time.sleep(SETTLE_S + simulation.ledger.heartbeat_s)
+                time.sleep(SETTLE_S + 2 * simulation.idle_s)
                 figures = _measure(simulation, real.pid, seconds)
             finally:
                 real.send_signal(signal.SIGTERM)
@@ -146,7 +149,8 @@ class Simulation:
     """Idle workers as threads of this process, from `__enter__` to `__exit__`."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        self.ledger = Ledger.open(folder)
+        self.ledger = ledger = Ledger.open(folder)
+        self.idle_s = idle_pace_s(heartbeat_s=ledger.heartbeat_s, lease_s=ledger.lease_s)
         self.count = count
         self.locks = 0
         self._folder = folder
@@ -190,7 +194,7 @@ class Simulation:
             say=lambda line: None,
             environ={},
             pulse=lambda me: PulseWithoutGuard(  # type: ignore[arg-type,return-value]
-                self._folder, me, self.ledger.heartbeat_s
+                self._folder, me, self.idle_s
             ),
             identify=lambda: _identity(number, f"{number:08x}"),
         )

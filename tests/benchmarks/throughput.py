@@ -91,6 +91,7 @@ def measure(name: str, *, workers: int, seconds: float) -> Figure:
             subprocess.Popen(
                 [*command, str(seconds)],
                 cwd=ROOT,
+                env={**os.environ, peers.WORKERS: str(workers)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
