@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tests.benchmarks import __main__ as program
 from tests.benchmarks import capacity, peers, report, throughput
 from tests.benchmarks.capacity import Costs
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 COSTS = Costs(task_s=0.002, roster_s=0.0004, roster_row_s=5e-6)
@@ -114,3 +117,19 @@ def test_the_results_name_no_machine_and_no_folder() -> None:
     assert "/home" not in text
     assert "/tmp" not in text
     assert not {"host", "hostname", "nodename"} & set(results()["machine"])
+
+
+def test_a_peers_server_runs_for_as_long_as_it_is_measured(tmp_path: Path) -> None:
+    program = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+
+    def server(folder: Path) -> list[str]:
+        return ["sh", "-c", f'cd {folder} && exec {sys.executable} -c "{program}"']
+
+    with throughput._server_of(SimpleNamespace(server=server), tmp_path):  # type: ignore[arg-type]
+        pid = wait_until(lambda: _content(tmp_path / "pid"), because="it runs")
+        assert Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def _content(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

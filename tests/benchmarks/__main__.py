@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks`: run them all; `--write` puts the figures into the README.
 
-They judge nothing. `--quick` takes under three minutes, the whole under 25. Peers that are not
+They judge nothing. `--quick` takes under three minutes, the whole half an hour. Peers that are not
 installed (`pip install '.[benchmarks]'`) are left out, with the reason.
 """
 

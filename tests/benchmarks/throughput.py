@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ class Figure:
 def run(*, counts: Sequence[int], rounds: int, seconds: float, many: int | None) -> dict[str, Any]:
     """Measure all peers; `many` adds one more number of workers for those that start quickly."""
     figures: dict[str, dict[int, list[Figure]]] = {}
-    left_out = dict.fromkeys(peers.SERVERS, "needs a server of its own")
+    left_out: dict[str, str] = {}
     for number in range(rounds):
         for name in peers.NAMES:
             peer = peers.load(name)
@@ -81,33 +83,59 @@ def measure(name: str, *, workers: int, seconds: float) -> Figure:
     """Let so many processes work for so many seconds; raise BrokenPeer when they cannot."""
     with tempfile.TemporaryDirectory(prefix="gpuledger-bench-") as scratch:
         folder = Path(scratch)
-        peer = peers.load(name)
-        tasks = int(peer.PER_S * seconds) + 2 * workers
-        # In a process of its own: what it opens must not reach the workers.
-        maker = [sys.executable, "-m", "tests.benchmarks.throughput", "create", name, scratch]
-        _check(subprocess.run([*maker, str(tasks)], cwd=ROOT, capture_output=True, check=False))
-        command = [sys.executable, "-m", "tests.benchmarks.throughput", "work", name, scratch]
-        started = [
-            subprocess.Popen(
-                [*command, str(seconds)],
-                cwd=ROOT,
-                env={**os.environ, peers.WORKERS: str(workers)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(workers)
-        ]
+        with _server_of(peers.load(name), folder):
+            return _measure(name, folder, workers=workers, seconds=seconds)
+
+
+@contextmanager
+def _server_of(peer: peers.Peer, folder: Path) -> Iterator[None]:
+    """Let the peer's server run meanwhile, if it has one."""
+    command = getattr(peer, "server", None)
+    if command is None:
+        yield
+        return
+    process = subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
         try:
-            return _collect(started, folder)
+            process.wait(PATIENCE_S)
         finally:
-            for process in started:
-                process.kill()
-                process.wait()
-                for stream in (process.stdin, process.stdout, process.stderr):
-                    if stream is not None and not stream.closed:
-                        stream.close()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _measure(name: str, folder: Path, *, workers: int, seconds: float) -> Figure:
+    peer = peers.load(name)
+    tasks = int(peer.PER_S * seconds) + 2 * workers
+    # In a process of its own: what it opens must not reach the workers.
+    maker = [sys.executable, "-m", "tests.benchmarks.throughput", "create", name, str(folder)]
+    _check(subprocess.run([*maker, str(tasks)], cwd=ROOT, capture_output=True, check=False))
+    command = [sys.executable, "-m", "tests.benchmarks.throughput", "work", name, str(folder)]
+    started = [
+        subprocess.Popen(
+            [*command, str(seconds)],
+            cwd=ROOT,
+            env={**os.environ, peers.WORKERS: str(workers)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(workers)
+    ]
+    try:
+        return _collect(started, folder)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None and not stream.closed:
+                    stream.close()
 
 
 def _check(done: subprocess.CompletedProcess[bytes]) -> None:

@@ -3,7 +3,9 @@
 `create(folder, tasks)` makes so many waiting tasks. `connect(folder)` is called once in each
 worker process and returns `step`: end the task in hand well, take the next, return its name, or
 None when nothing waits. `LABEL` is for people, `NEEDS` names what must be importable, `PER_S` is
-about how many tasks a second it may do at best, so that a round never runs dry.
+about how many tasks a second it may do at best, so that a round never runs dry. One that has a
+server has `server(folder)`, too, the command that is one until it is terminated; `create` waits for
+it.
 """
 
 from __future__ import annotations
@@ -31,11 +33,10 @@ NAMES = (
     "persist_queue",
     "lite_queue",
     "orion_pickled",
+    "labtasker_server",
+    "ray_actor",
 )
 """Modules of this package, in the order of the table."""
-
-SERVERS = ("Ray", "Labtasker")
-"""Not measured: they keep their queue in a server's memory or in a server's database."""
 
 
 class Peer(Protocol):
