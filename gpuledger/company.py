@@ -111,6 +111,7 @@ class Company:
             changes = self._ledger.store.change_counter()
         if changes is None or changes == self._live_seen:
             return
+        self._lookout.look_anew()
         with contextlib.suppress(LedgerError):
             live = self._ledger.live_workers()
             if live != self.live:  # what is worked out from it stays good as long as it is this one

@@ -149,6 +149,10 @@ class Lookout:
         self._forget_all_but(live)
         return found
 
+    def look_anew(self) -> None:
+        """Look at everybody at the next occasion: who ran nothing may run something by now."""
+        self._not_before_s.clear()
+
     def pace_s(self) -> float:
         """Return after how long the files want to be read again: later, when nobody runs a task."""
         busy = any(worker.nonce not in self._not_before_s for worker in self._looked_at)

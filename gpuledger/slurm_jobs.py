@@ -22,8 +22,9 @@ from gpuledger.model import WorkerIdentity, settings_from_json
 from gpuledger.resources import misfit
 
 LOCK = "balance.lock"
-SILENT_S = 15.0
-"""Three heartbeats: a worker without a sign of life for so long is no longer said to work."""
+SILENT_S = 20.0
+"""A worker without a sign of life for so long is no longer said to work (idle ones give one every
+15 s)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

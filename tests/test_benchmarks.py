@@ -125,7 +125,7 @@ def test_a_peers_server_runs_for_as_long_as_it_is_measured(tmp_path: Path) -> No
     def server(folder: Path) -> list[str]:
         return ["sh", "-c", f'cd {folder} && exec {sys.executable} -c "{program}"']
 
-    with throughput._server_of(SimpleNamespace(server=server), tmp_path):  # type: ignore[arg-type]
+    with throughput._server_of(SimpleNamespace(server=server), tmp_path):
         pid = wait_until(lambda: _content(tmp_path / "pid"), because="it runs")
         assert Path(f"/proc/{pid}").exists()
     assert not Path(f"/proc/{pid}").exists()

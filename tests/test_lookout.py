@@ -169,6 +169,12 @@ def test_who_runs_nothing_is_looked_at_less_often(
     assert lookout.silent(live[:2]) == {}
     assert lookout.pace_s() == 15
 
+    lookout.look_anew()
+    assert lookout.pace_s() == 5
+    read.clear()
+    lookout.silent(live)
+    assert read == ["idle", "busy"]
+
 
 def test_who_died_while_it_ran_nothing_is_found_nevertheless(tmp_path: Path) -> None:
     clock = ManualClock()

@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks`: run them all; `--write` puts the figures into the README.
 
-They judge nothing. `--quick` takes under three minutes, the whole half an hour. Peers that are not
-installed (`pip install '.[benchmarks]'`) are left out, with the reason.
+They judge nothing. `--quick` takes a few minutes, the whole three quarters of an hour. Peers that
+are not installed (`pip install '.[benchmarks]'`) are left out, with the reason.
 """
 
 from __future__ import annotations

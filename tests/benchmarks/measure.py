@@ -12,7 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PEERS = ("huey", "jug", "litequeue", "optuna", "orion", "persist-queue", "sqlalchemy", "torch")
+PEERS = (
+    "huey",
+    "jug",
+    "labtasker",
+    "litequeue",
+    "optuna",
+    "orion",
+    "persist-queue",
+    "ray",
+    "sqlalchemy",
+    "torch",
+)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
