@@ -23,7 +23,7 @@ from gpuledger.display.text import (
 from gpuledger.model import WorkerView
 
 SILENT_S = 20.0
-"""Three heartbeats: what is younger is not worth a word."""
+"""Longer than an idle worker pauses between two signs of life; less is not worth a word."""
 
 METRICS_SHOWN = 3
 METER_CELLS = 4
