@@ -19,6 +19,7 @@ from gpuledger.ui.dialogs import KEYS, Help
 from gpuledger.ui.errands import Errands
 from gpuledger.ui.filters import selection_of
 from gpuledger.ui.logtail import TAIL_BYTES, read_tail
+from gpuledger.ui.task import TaskScreen
 from gpuledger.ui.tasks import PAGE, WINDOW, TasksScreen
 from gpuledger.where import BadWhere, parse_where
 from tests.cli_support import Lab, make_lab, sweep
@@ -139,6 +140,27 @@ def test_a_terminal_that_changes_its_size_is_used_whole(lab: Lab) -> None:
         await screen.until_seen("the log")
         await screen.pilot.resize_terminal(140, 50)
         await screen.until_seen("Traceback", "the log")
+
+    on_screen(lab.ledger, look, size=(120, 50))
+
+
+def test_what_comes_while_a_screen_goes_is_not_shown(lab: Lab) -> None:
+    """Its parts are removed before itself, and answers come when they come."""
+    lab.write_log(lab.fail(), b"the log\n")
+
+    async def look(screen: Screen) -> None:
+        await screen.press("f", "enter")
+        await screen.until_seen("Traceback", "the log")
+        going = screen.app.screen
+        assert isinstance(going, TaskScreen)
+        await going.query("Lines").remove()
+        screen.app.pop_screen()
+        assert going.is_attached
+        going.refresh_all()
+        going._take_tail(None)
+        going._take(lab.ledger.task(lab.ledger.task_names()[0]))
+        going._share_room()
+        await screen.until_seen("failures")
 
     on_screen(lab.ledger, look, size=(120, 50))
 

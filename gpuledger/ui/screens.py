@@ -47,6 +47,7 @@ class LedgerScreen(Screen[None]):
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
+        self._parts: tuple[Widget, ...] = ()
         self.note = ""
         """What the headline says beside the screen's name."""
 
@@ -60,8 +61,8 @@ class LedgerScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Yield headline, body and keys."""
-        yield Static(id="headline", markup=False)
-        yield from self.body()
+        self._parts = (Static(id="headline", markup=False), *self.body())
+        yield from self._parts
         yield Footer(show_command_palette=False, compact=True)
 
     def on_screen_resume(self) -> None:
@@ -74,11 +75,19 @@ class LedgerScreen(Screen[None]):
 
     def refresh_all(self) -> None:
         """Show the newest snapshot."""
-        if not self.query("#headline"):
+        if not self.can_show():
             return
         snapshot = self.session.reader.latest()
         self.show_headline(snapshot)
         self.follow(snapshot)
+
+    def can_show(self) -> bool:
+        """Tell whether there is anything to show news in: a screen that goes loses its parts first.
+
+        Answers of the ledger come when they come, also then.
+        """
+        there = [self, *self._parts]
+        return len(there) > 1 and self.display and all(part.is_attached for part in there)
 
     def show_headline(self, snapshot: Snapshot) -> None:
         """Say what this is, how everything stands, and whether that is still true."""
@@ -204,7 +213,7 @@ class ListScreen(LedgerScreen):
         typed = event.value
 
         def apply() -> None:
-            if typed == self.query_one("#filter", Input).value:
+            if self.can_show() and typed == self.query_one("#filter", Input).value:
                 self.note = f"/{one_line(typed)}" if typed.strip() else ""
                 self.filtered()
 

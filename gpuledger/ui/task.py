@@ -94,7 +94,7 @@ class TaskScreen(LedgerScreen):
         self.offer(changes.cancel(self.session.ledger, (self._task_name,), running=running))
 
     def _take(self, answer: TaskRecord | LedgerError) -> None:
-        if not self.is_attached:
+        if not self.can_show():
             return
         if isinstance(answer, LedgerError):
             self._reading = -1
@@ -116,7 +116,7 @@ class TaskScreen(LedgerScreen):
         )
 
     def _take_tail(self, answer: Tail | LedgerError | None) -> None:
-        if not self.is_attached or isinstance(answer, LedgerError):
+        if not self.can_show() or isinstance(answer, LedgerError):
             return
         log = self.query_one("#log", Lines)
         attempts = self._record.attempts if self._record else ()
@@ -130,6 +130,8 @@ class TaskScreen(LedgerScreen):
         self._tail = answer
 
     def _share_room(self) -> None:
+        if not self.can_show():
+            return
         detail, log = self.query_one("#detail", Lines), self.query_one("#log", Lines)
         both = self.app.size.height >= BOTH_LINES
         detail.display = both or not log.has_focus

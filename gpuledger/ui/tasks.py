@@ -170,7 +170,7 @@ class TasksScreen(ListScreen):
                 self._rest_until_s = ended_s + pause_after(ended_s - began_s)
 
         def answered(answer: Window | LedgerError) -> None:
-            if selection != self._selection or not self.is_attached:
+            if selection != self._selection or not self.can_show():
                 return  # the user went on meanwhile
             if isinstance(answer, LedgerError):
                 self.note = str(answer)
