@@ -22,6 +22,7 @@ from typing import Any
 from gpuledger.clock import Clock
 from gpuledger.model import GpuView
 from gpuledger.modes import open_file
+from gpuledger.revalidation import revalidate
 
 RECORD_BYTES = 4096
 MAGIC = b"gpuledger-beat-1 "
@@ -29,6 +30,9 @@ READS_UNTIL_DEAD = 3
 
 IDLE_BEATS = 3
 """A worker that runs nothing gives every third sign of life: nothing is lost with it."""
+
+SILENT_S = 20.0
+"""Who gave no sign of life for so long is called silent: longer than idle workers usually pause."""
 
 SOONEST_S = 0.25
 """Shortest time between two beats: a worker of many short tasks shows those of this moment."""
@@ -85,7 +89,7 @@ NAMES = tuple(each.name for each in fields(Beat))
 def encode(beat: Beat) -> bytes:
     """Return the record of a beat, always `RECORD_BYTES` long; details that do not fit are cut."""
     for cut in (beat, replace(beat, metrics={}), replace(beat, metrics={}, gpus=())):
-        values = {name: getattr(cut, name) for name in NAMES}
+        values = {name: getattr(cut, name) for name in NAMES}  # asdict() copies all of it, slowly
         values["gpus"] = [asdict(gpu) for gpu in cut.gpus]
         payload = json.dumps(values).encode()
         record = MAGIC + b"%08x %06d " % (zlib.crc32(payload), len(payload)) + payload
@@ -156,16 +160,11 @@ class HeartbeatFile:
 
 def read_raw(path: Path) -> bytes | None:
     """Return the file's bytes, `MISSING` when it is not there, None when that is not known."""
-    return read_known(path) if revalidate(path.parent) else None
-
-
-def revalidate(folder: Path) -> bool:
-    """Open the folder: that is when an NFS client asks anew about the names in it."""
     try:
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        revalidate(path.parent)
     except OSError:
-        return False
-    return True
+        return None
+    return read_known(path)
 
 
 def read_known(path: Path) -> bytes | None:

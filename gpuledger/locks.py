@@ -29,6 +29,7 @@ from gpuledger import mounts
 from gpuledger.clock import Clock, iso
 from gpuledger.errors import LedgerBusy
 from gpuledger.modes import open_file
+from gpuledger.revalidation import revalidate
 
 GUARDED_FILE = "ledger.db"
 LOCK_FILE = "ledger.lock"
@@ -122,8 +123,7 @@ class OuterLock:
         try:
             if writable:
                 self._sign(descriptor, operation)
-            # Opening the folder revalidates what NFS remembers of the names in it.
-            os.close(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            revalidate(self._folder)
             yield
         finally:
             # What was done under the lock is done, whatever giving it back says; closing does it

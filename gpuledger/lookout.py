@@ -22,11 +22,11 @@ from gpuledger.heartbeat import (
     idle_pace_s,
     read_known,
     read_raw,
-    revalidate,
     shows_idle,
 )
 from gpuledger.model import WorkerIdentity
 from gpuledger.process import is_alive, this_machine
+from gpuledger.revalidation import revalidate
 
 WATCHERS = 3
 """How many read a worker's file where there is no need for everybody to read all."""
@@ -50,20 +50,17 @@ class Lookout:
         self.me = me
         self._heartbeat_s = heartbeat_s
         self._idle_pace_s = idle_pace_s(heartbeat_s=heartbeat_s, lease_s=lease_s)
-        self._not_before_s: dict[str, float] = {}
-        self._paths: dict[str, Path] = {}
-        self._looked_at: Sequence[WorkerIdentity] = ()
-        self._remembered: Sequence[WorkerIdentity] = ()
         self._watcher = Watcher(clock=clock, lease_s=lease_s)
-        self._shared_of: Sequence[WorkerIdentity] = ()
-        self._share: Sequence[WorkerIdentity] = ()
-        self._followed: Sequence[WorkerIdentity] = ()
+        self._not_before_s: dict[str, float] = {}
+        self._looked_at: Sequence[WorkerIdentity] = ()
+        self._live: Sequence[WorkerIdentity] = ()
+        self._share: Sequence[WorkerIdentity] | None = None
         self._neighbours: Sequence[WorkerIdentity] = ()
         self._descriptors: dict[str, int] = {}
 
     def dead_here(self, live: Sequence[WorkerIdentity]) -> Mapping[str, Callable[[], bool]]:
         """Return the workers of this machine whose process is gone, by nonce; costs no I/O."""
-        self._follow(live)
+        self._know(live)
         ended = self._take_ended()
         return {
             worker.nonce: _always
@@ -82,15 +79,23 @@ class Lookout:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def _follow(self, live: Sequence[WorkerIdentity]) -> None:
-        """Have a descriptor for each process of this machine, where the kernel offers them."""
-        if live is self._followed:  # the same until somebody came or went
+    def _know(self, live: Sequence[WorkerIdentity]) -> None:
+        """Work out what depends on who lives, and forget the others."""
+        if live is self._live:  # the same until somebody came or went
             return
+        self._live, self._share = live, None
         here = this_machine()
-        self._followed = live
         self._neighbours = [
             worker for worker in live if worker.machine == here and worker.nonce != self.me
         ]
+        self._follow_neighbours()
+        nonces = {worker.nonce for worker in live}
+        self._watcher.forget_all_but(nonces)
+        for nonce in set(self._not_before_s).difference(nonces):
+            del self._not_before_s[nonce]
+
+    def _follow_neighbours(self) -> None:
+        """Have a descriptor for each of their processes, where the kernel offers them."""
         wanted = {worker.nonce: worker for worker in self._neighbours}
         for nonce in set(self._descriptors).difference(wanted):
             os.close(self._descriptors.pop(nonce))
@@ -100,21 +105,17 @@ class Lookout:
                 descriptor = open_pidfd(worker.pid)
                 if descriptor is None:
                     continue
-                if is_alive(here, worker.pid, worker.pid_start):
+                if is_alive(worker.machine, worker.pid, worker.pid_start):
                     self._descriptors[nonce] = descriptor
                 else:  # another process has that number now
                     os.close(descriptor)
 
     def _take_ended(self) -> set[str]:
         """Return whose process ended, and forget its descriptor: it would stay readable."""
-        if not self._descriptors:
-            return set()
         poll = select.poll()
         for descriptor in self._descriptors.values():
             poll.register(descriptor, select.POLLIN)
-        readable = {descriptor for descriptor, _ in poll.poll(0)}
-        if not readable:
-            return set()
+        readable = {descriptor for descriptor, _ in poll.poll(0)} if self._descriptors else set()
         ended = {nonce for nonce, number in self._descriptors.items() if number in readable}
         for nonce in ended:
             os.close(self._descriptors.pop(nonce))
@@ -129,16 +130,14 @@ class Lookout:
         it was read last?
         """
         found: dict[str, Callable[[], bool]] = {}
-        can_read = revalidate(self.folder / "workers")
+        self._know(live)
+        can_read = self._can_read()
         self._looked_at = self._to_read(live, only_share=only_share or len(live) > FEW)
         for worker in self._looked_at:
             asked_s = self._watcher.now()
             if asked_s < self._not_before_s.get(worker.nonce, asked_s):
                 continue
-            path = self._paths.get(worker.nonce)
-            if path is None:
-                path = beat_path(self.folder, worker.name, worker.nonce)
-                self._paths[worker.nonce] = path
+            path = beat_path(self.folder, worker.name, worker.nonce)
             raw = read_known(path) if can_read else None
             if self._watcher.observe(worker.nonce, raw, asked_s=asked_s) is Verdict.DEAD:
                 found[worker.nonce] = _unchanged(path, raw)
@@ -146,7 +145,6 @@ class Lookout:
                 self._not_before_s[worker.nonce] = asked_s + self._idle_pace_s
             else:
                 self._not_before_s.pop(worker.nonce, None)
-        self._forget_all_but(live)
         return found
 
     def look_anew(self) -> None:
@@ -158,23 +156,21 @@ class Lookout:
         busy = any(worker.nonce not in self._not_before_s for worker in self._looked_at)
         return self._heartbeat_s if busy else self._idle_pace_s
 
-    def _forget_all_but(self, live: Sequence[WorkerIdentity]) -> None:
-        if live is self._remembered:  # the same until somebody came or went
-            return
-        self._remembered = live
-        nonces = {worker.nonce for worker in live}
-        self._watcher.forget_all_but(nonces)
-        for known in (self._not_before_s, self._paths):
-            for nonce in set(known).difference(nonces):
-                del known[nonce]
+    def _can_read(self) -> bool:
+        """Once for all files, which are read at once then."""
+        try:
+            revalidate(self.folder / "workers")
+        except OSError:
+            return False
+        return True
 
     def _to_read(
         self, live: Sequence[WorkerIdentity], *, only_share: bool
     ) -> Sequence[WorkerIdentity]:
         if not only_share:
             return [worker for worker in live if worker.nonce != self.me]
-        if live is not self._shared_of:  # the same until somebody came or went
-            self._shared_of, self._share = live, share_of(self.me, live)
+        if self._share is None:
+            self._share = share_of(self.me, live)
         return self._share
 
 

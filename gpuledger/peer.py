@@ -27,6 +27,7 @@ from gpuledger.clock import Clock
 from gpuledger.errors import Unavailable
 from gpuledger.findings import Finding, bad, good, warning
 from gpuledger.process import host_name, probe, this_machine
+from gpuledger.revalidation import revalidate
 from gpuledger.store import connect
 
 MEETING_FOLDER = "doctor-peer"
@@ -183,20 +184,22 @@ def _wait_for_guest(
     beat = 0
     while clock.boottime() < until_s:
         beat += 1
-        ours = False
-        with contextlib.suppress(OSError):
-            descriptor = os.open(sign, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                ours = _is_of(table, os.read(descriptor, 1 << 16))
-                if ours:
-                    os.pwrite(descriptor, f"{table.name} {beat:09}".encode(), 0)
-            finally:
-                os.close(descriptor)
+        ours = _renew(sign, table, beat)
         if _heard_at(table / "hello") is not None:
             return True
         if not ours:
             return False
         idle.wait(BEAT_S)
+    return False
+
+
+def _renew(sign: Path, table: Path, beat: int) -> bool:
+    """Show on the sign that its host is there; False when the sign is not that host's."""
+    with contextlib.suppress(OSError), sign.open("r+b", buffering=0) as file:
+        if not _is_of(table, file.read()):
+            return False
+        os.pwrite(file.fileno(), f"{table.name} {beat:09}".encode(), 0)
+        return True
     return False
 
 
@@ -297,7 +300,7 @@ def _heard_at(path: Path) -> str | None:
 def _read(path: Path) -> bytes | None:
     """Return a file's content, freshly asked for; None when it is not there."""
     with contextlib.suppress(OSError):
-        os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        revalidate(path.parent)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.read(descriptor, 1 << 16)
@@ -436,7 +439,7 @@ def _make_probe(path: Path) -> None:
 
 def _sum_of(path: Path) -> int:
     """Return 0 for a whole, unchanged file."""
-    os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    revalidate(path.parent)
     try:
         with closing(connect(path, vfs="vfs=unix-excl")) as db:
             if db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":

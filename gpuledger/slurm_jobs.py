@@ -16,15 +16,13 @@ from typing import Any
 from gpuledger import slurm
 from gpuledger.allocation import LAST_CALL_S, Allocation
 from gpuledger.errors import LedgerError, Unavailable
+from gpuledger.heartbeat import SILENT_S
 from gpuledger.ledger import Ledger
 from gpuledger.locks import try_lock
 from gpuledger.model import WorkerIdentity, settings_from_json
 from gpuledger.resources import misfit
 
 LOCK = "balance.lock"
-SILENT_S = 20.0
-"""A worker without a sign of life for so long is no longer said to work (idle ones give one every
-15 s)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ from gpuledger.errors import (
 )
 from gpuledger.locks import GUARDED_FILE, LOCK_FILE, TURN_FILE, OuterLock
 from gpuledger.modes import open_file
+from gpuledger.revalidation import revalidate
 
 DB_FILE = GUARDED_FILE
 JOURNAL_FILE = "ledger.db-journal"
@@ -340,7 +341,7 @@ class Store:
         with contextlib.suppress(OSError):
             backups, damaged = self.folder / "backups", self.folder / "damaged"
             if any(backups.glob("*.db")) or damaged.exists():
-                os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                revalidate(self.folder)
                 return not self.path.exists()
         return False
 

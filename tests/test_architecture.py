@@ -24,6 +24,7 @@ RANK = {
     "schema": 1,
     "mounts": 0,
     "modes": 0,
+    "revalidation": 0,
     "locks": 1,
     "findings": 1,
     "sweep_values": 1,

@@ -20,6 +20,7 @@ from gpuledger.cli.output import is_dumb, is_terminal, note
 from gpuledger.errors import LedgerBusy, LedgerUnreachable, UnknownTask
 from gpuledger.ledger import Ledger
 from gpuledger.model import AttemptRecord, TaskRecord, TaskState
+from gpuledger.revalidation import revalidate
 
 app = typer.Typer()
 
@@ -192,7 +193,7 @@ def _open_fresh(path: Path) -> int:
             raise
     for folder in (path.parent.parent, path.parent):
         with contextlib.suppress(OSError):
-            os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY))
+            revalidate(folder)
     return os.open(path, flags)
 
 

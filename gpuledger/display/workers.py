@@ -20,10 +20,8 @@ from gpuledger.display.text import (
     percent,
     several,
 )
+from gpuledger.heartbeat import SILENT_S
 from gpuledger.model import WorkerView
-
-SILENT_S = 20.0
-"""Longer than an idle worker pauses between two signs of life; less is not worth a word."""
 
 METRICS_SHOWN = 3
 METER_CELLS = 4

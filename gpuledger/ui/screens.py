@@ -86,8 +86,8 @@ class LedgerScreen(Screen[None]):
 
         Answers of the ledger come when they come, also then.
         """
-        there = [self, *self._parts]
-        return len(there) > 1 and self.display and all(part.is_attached for part in there)
+        is_whole = bool(self._parts) and all(part.is_attached for part in self._parts)
+        return is_whole and self.is_attached and self.display
 
     def show_headline(self, snapshot: Snapshot) -> None:
         """Say what this is, how everything stands, and whether that is still true."""

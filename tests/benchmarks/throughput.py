@@ -83,8 +83,10 @@ def measure(name: str, *, workers: int, seconds: float) -> Figure:
     """Let so many processes work for so many seconds; raise BrokenPeer when they cannot."""
     with tempfile.TemporaryDirectory(prefix="gpuledger-bench-") as scratch:
         folder = Path(scratch)
-        with _server_of(peers.load(name), folder):
-            return _measure(name, folder, workers=workers, seconds=seconds)
+        peer = peers.load(name)
+        tasks = int(peer.PER_S * seconds) + 2 * workers
+        with _server_of(peer, folder):
+            return _measure(name, folder, workers=workers, tasks=tasks, seconds=seconds)
 
 
 @contextmanager
@@ -108,9 +110,7 @@ def _server_of(peer: peers.Peer, folder: Path) -> Iterator[None]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _measure(name: str, folder: Path, *, workers: int, seconds: float) -> Figure:
-    peer = peers.load(name)
-    tasks = int(peer.PER_S * seconds) + 2 * workers
+def _measure(name: str, folder: Path, *, workers: int, tasks: int, seconds: float) -> Figure:
     # In a process of its own: what it opens must not reach the workers.
     maker = [sys.executable, "-m", "tests.benchmarks.throughput", "create", name, str(folder)]
     _check(subprocess.run([*maker, str(tasks)], cwd=ROOT, capture_output=True, check=False))
