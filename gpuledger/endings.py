@@ -115,7 +115,8 @@ def _ended_before(
     )
     if attempt["outcome"] == ending.outcome:
         return before  # the same call again, after an answer that got lost
-    untouched = task["state"] == "pending" and not _has_later_attempt(db, task, token)
+    free = task["state"] == "pending" and task["held_by"] is None
+    untouched = free and not _has_later_attempt(db, task, token)
     if attempt["outcome"] == Outcome.LOST and untouched and ending.outcome == "completed":
         return _complete_late(db, task, token, ending, before, now=now)
     raise LeaseLost(token.task, token.number, why=f"it was ended as {attempt['outcome']}")

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -263,18 +264,29 @@ def check(result: Result, record: Path, home: Path, env: dict[str, str], task_co
     result.runs = sum(len(runs) for runs in said.values())
     if len(told) != task_count:
         result.problems.append(f"{len(told)} tasks in the ledger instead of {task_count}")
+    dead = dead_workers(Path(env["GPULEDGER_DIR"]))
     for name, task in told.items():
-        result.problems.extend(f"{name}: {problem}" for problem in problems_of(task, said[name]))
+        problems = problems_of(task, said[name], dead)
+        result.problems.extend(f"{name}: {problem}" for problem in problems)
     counts = json.loads(gpuledger("status", "--json", cwd=home, env=env).stdout)["counts"]
     if counts["completed"] != task_count:
         result.problems.append(f"counts: {counts}")
 
 
-def problems_of(task: dict[str, Any], said: dict[Run, list[tuple[str, float]]]) -> Iterator[str]:
+def dead_workers(folder: Path) -> set[str]:
+    """Return the nonces of the workers that others found dead."""
+    with contextlib.closing(sqlite3.connect(folder / "ledger.db")) as db:
+        return {nonce for (nonce,) in db.execute("SELECT nonce FROM worker WHERE ending = 'lost'")}
+
+
+def problems_of(
+    task: dict[str, Any], said: dict[Run, list[tuple[str, float]]], dead: set[str]
+) -> Iterator[str]:
     """Yield what is wrong with one task.
 
-    What a worker ran between its last visit to the ledger and its end has run, and is not there:
-    so several runs may have the same number.
+    What a worker ran between its last visit to the ledger and its death has run, and is not there:
+    so several runs may have the same number, and the last of them none if the late success of an
+    earlier attempt came meanwhile.
     """
     if task["state"] != "completed":
         yield f"is {task['state']}: {task['last_error']}"
@@ -289,7 +301,7 @@ def problems_of(task: dict[str, Any], said: dict[Run, list[tuple[str, float]]]) 
         if start < end:
             yield f"attempts {first} and {second} ran at once for {end - start:.3f} s"
     recorded = {attempt["number"] for attempt in task["attempts"]}
-    if not {number for number, _ in said} <= recorded:
+    if not {number for number, nonce in said if nonce not in dead} <= recorded:
         yield f"attempts {set(said)} ran, in the ledger there are {recorded}"
 
 

@@ -116,6 +116,26 @@ def test_a_dead_workers_held_tasks_are_free_and_uncharged(ledger: Ledger) -> Non
         ledger.settle(worker, [])
 
 
+def test_a_late_success_comes_too_late_for_a_task_that_another_holds(ledger: Ledger) -> None:
+    """The other may run it by now; what a healthy worker ran is in the ledger."""
+    ledger.add_sweep(spec(points=9))
+    late = ledger.register(identity())
+    claimed = claim(ledger, late)
+    ledger.reap(dead(late))
+    other = ledger.register(identity("n2", host="beta"))
+    held = ledger.settle(other, [], hold=64).held
+    assert claimed.task == held[0].task
+
+    with pytest.raises(LeaseLost, match="ended as lost"):
+        ledger.complete(claimed.token)
+
+    [ended] = ledger.settle(other, [done(held[0])]).ended
+    assert isinstance(ended, Ended)
+    outcomes = [attempt.outcome for attempt in ledger.task(claimed.task).attempts]
+    assert outcomes == [Outcome.LOST, Outcome.COMPLETED]
+    assert_consistent(ledger)
+
+
 def test_a_dead_workers_success_counts_until_others_have_the_task(ledger: Ledger) -> None:
     worker, held = holding(ledger)
     ledger.reap(dead(worker))
