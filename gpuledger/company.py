@@ -117,7 +117,6 @@ class Company:
             if live != self.live:  # what is worked out from it stays good as long as it is this one
                 self.live = live
             self._live_seen = changes
-            self._ledger.store.expect_crowd(len(self.live))
             self._look_for_strangers()
 
     def _look_for_strangers(self) -> None:

@@ -4,8 +4,9 @@ The lock is `flock` on `ledger.lock`; the file is never removed and never replac
 somebody removed is made anew: SQLite's own lock excludes whoever still holds the old one). Whoever
 has just given a lock back wins it again, so under load everyone first takes the turn (`flock` on
 `ledger.turn`), then the lock, then lets the turn go: at most one process at a time competes with
-the one that comes back. The turn is a courtesy between processes that are well; nothing but
-fairness rests on it, and it is passed over when it stays taken for long.
+the one that comes back. Who finds the turn taken stands in line for it (`line.py`). Both are a
+courtesy between processes that are well; nothing but fairness rests on them, and who stays in the
+way for long is passed over.
 
 tests/test_locks.py holds it to that: of 64 processes the slowest gets a fifth of the median.
 """
@@ -28,6 +29,7 @@ from filelock import lock_descriptor, unlock_descriptor
 from gpuledger import mounts
 from gpuledger.clock import Clock, iso
 from gpuledger.errors import LedgerBusy
+from gpuledger.line import stand
 from gpuledger.modes import open_file
 from gpuledger.revalidation import revalidate
 
@@ -39,57 +41,51 @@ HOLDER_BYTES = 256
 SHORTEST_POLL_S = 0.0005
 LONGEST_POLL_S = 0.25
 POLLS_PER_HOLD = 4
-"""Polls of all waiters together in the time that somebody holds the lock."""
+"""Polls of who comes next, in the time that somebody holds the lock; those behind it poll less."""
+
+UNKNOWN_AHEAD = 8
+"""How many are taken to come first where there is no line to stand in."""
 
 FIRST_HOLD_S = 0.002
 LONGEST_USUAL_HOLD_S = 0.1
 
 PATIENCE_HOLDS = 4.0
 PATIENCE_S = 1.0
-"""So many rounds in vain, and so long, mean that the holder hangs: poll more and more seldom."""
+"""So many holds in vain, and so long, mean that the holder hangs: poll more and more seldom."""
 
 TURN_PATIENCE_S = 2.0
-"""The turn is passed over after this, and after `PATIENCE_HOLDS` rounds: who has it was stopped."""
+"""Who is in the way is passed over after this, and `PATIENCE_HOLDS` holds for each before us."""
 
 
 class Pace:
-    """How long to sleep between two polls: all waiters together poll a few times a hold.
-
-    Everybody's pause is the same, and random: waiting is a lottery without memory, which starves
-    nobody. (Pauses that grow with the time waited, or are learned from one's own waits, favour
-    who was lucky before: the slowest of 16 got a thirtieth of what the median got.)
-
-    Attributes:
-        crowd: How many processes may want the lock at a time.
-    """
+    """How long to sleep between two polls: about as long as those before us need."""
 
     def __init__(self) -> None:
-        self.crowd = 8
         self._usual_hold_s = FIRST_HOLD_S
 
-    def in_line_s(self, waited_s: float) -> float:
-        """Return the pause of one of the many that wait for their turn."""
-        return self._pause_s(self._usual_hold_s * self.crowd, waited_s)
+    def in_line_s(self, ahead: int) -> float:
+        """Return the pause of one that has so many before it; of the first it is the shortest."""
+        return self._pause_s(self._usual_hold_s * (ahead or 1 / POLLS_PER_HOLD))
 
     def at_the_door_s(self, waited_s: float) -> float:
         """Return the pause of the one that has the turn and waits for the lock itself."""
-        return self._pause_s(self._usual_hold_s, waited_s)
+        pause_s = self._usual_hold_s / POLLS_PER_HOLD
+        if waited_s > max(PATIENCE_HOLDS * self._usual_hold_s, PATIENCE_S):
+            pause_s = max(pause_s, waited_s / 8)
+        return self._pause_s(pause_s)
 
-    def turn_patience_s(self) -> float:
-        """Return after how long the turn is passed over."""
-        return max(PATIENCE_HOLDS * self._usual_hold_s * self.crowd, TURN_PATIENCE_S)
+    def turn_patience_s(self, ahead: int) -> float:
+        """Return after how long the turn is passed over by one that had so many before it."""
+        return max(PATIENCE_HOLDS * self._usual_hold_s * (ahead + 2), TURN_PATIENCE_S)
 
     def learn(self, held_s: float) -> None:
         """Take the length of a hold into account."""
         usual_s = self._usual_hold_s  # one that was preempted says little about the usual
         self._usual_hold_s += (min(held_s, 2 * usual_s, LONGEST_USUAL_HOLD_S) - usual_s) / 16
 
-    def _pause_s(self, round_s: float, waited_s: float) -> float:
-        pause_s = round_s / POLLS_PER_HOLD
-        if waited_s > max(PATIENCE_HOLDS * round_s, PATIENCE_S):
-            pause_s = max(pause_s, waited_s / 8)
+    def _pause_s(self, pause_s: float) -> float:
         pause_s = min(max(pause_s, SHORTEST_POLL_S), LONGEST_POLL_S)
-        return pause_s * random.uniform(0.5, 1.5)
+        return pause_s * random.uniform(0.5, 1.0)
 
 
 class OuterLock:
@@ -168,17 +164,27 @@ class OuterLock:
             yield
             return
         try:
-            give_up_s = min(began_s + self.pace.turn_patience_s(), deadline_s)
             with contextlib.suppress(OSError):
-                while not lock_descriptor(descriptor, blocking=False):
-                    now_s = self._clock.boottime()
-                    if now_s >= give_up_s:
-                        break
-                    self._idle.wait(self.pace.in_line_s(now_s - began_s))
+                if not lock_descriptor(descriptor, blocking=False):
+                    self._wait_for_turn(descriptor, began_s, deadline_s)
             yield
         finally:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+    def _wait_for_turn(self, turn: int, began_s: float, deadline_s: float) -> None:
+        """Wait behind those who came before, but not for ever."""
+        with stand(self._folder, sync=self._others_read_the_server()) as place:
+            ahead = place.ahead() if place else UNKNOWN_AHEAD
+            give_up_s = min(began_s + self.pace.turn_patience_s(ahead), deadline_s)
+            while (place and ahead) or not lock_descriptor(turn, blocking=False):
+                if self._clock.boottime() >= give_up_s:
+                    if place:
+                        place.pass_over()
+                    return
+                self._idle.wait(self.pace.in_line_s(ahead))
+                if place and ahead:
+                    ahead = place.ahead()
 
     def _open(self) -> tuple[int, bool]:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW

@@ -50,7 +50,6 @@ Work = Callable[[sqlite3.Connection], T]
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables; RETURNING is older
 OPERATIONS_KEPT = 4096
-SMALLEST_CROWD = 8
 
 MISSING = "its file is missing"
 CONDEMNED = "a check after a crash found it so"
@@ -210,10 +209,6 @@ class Store:
                 "servers keep a lock for a silent machine; nothing was changed",
                 hint="was this machine asleep, or is the file system very slow? It is tried again",
             ) from held
-
-    def expect_crowd(self, processes: int) -> None:
-        """Say how many processes may use the ledger at a time; it paces the wait for the lock."""
-        self.lock.pace.crowd = max(processes, SMALLEST_CROWD)
 
     def _after_commit_raised(self, change: Work[T], operation: str, raised: _CommitRaised) -> T:
         """Find out by the operation's id what became of it; do it again only if it is not there."""

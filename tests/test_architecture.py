@@ -25,6 +25,7 @@ RANK = {
     "mounts": 0,
     "modes": 0,
     "revalidation": 0,
+    "line": 0.5,
     "locks": 1,
     "findings": 1,
     "sweep_values": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import multiprocessing
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -23,10 +25,11 @@ from gpuledger import locks
 from gpuledger.clock import SystemClock
 from gpuledger.errors import LedgerBusy, LedgerUnreachable
 from gpuledger.ledger import Ledger
+from gpuledger.line import LINE_FILE, RECORD, stand
 from gpuledger.locks import Pace
 from gpuledger.model import TaskSpec
 from gpuledger.store import HOLD_BUDGET_S, Store
-from tests.helpers import ManualClock, spec
+from tests.helpers import ManualClock, spec, wait_until
 
 SPAWN = multiprocessing.get_context("fork")
 
@@ -36,12 +39,9 @@ def folder(tmp_path: Path) -> Path:
     return Ledger.create(tmp_path / ".gpuledger").folder
 
 
-def compete(
-    folder: Path, crowd: int, ready: Event, over: Event, counts: list[int], me: int
-) -> None:
+def compete(folder: Path, ready: Event, over: Event, counts: list[int], me: int) -> None:
     """Change the ledger again and again, as soon as the former change is done."""
     store = Store(folder)
-    store.expect_crowd(crowd)
     ready.wait()
     while not over.is_set():
         store.write(
@@ -55,8 +55,7 @@ def operations_of_each(folder: Path, crowd: int, enough: int) -> list[int]:
     ready, over = SPAWN.Event(), SPAWN.Event()
     counts = SPAWN.Array("i", crowd, lock=False)
     processes = [
-        SPAWN.Process(target=compete, args=(folder, crowd, ready, over, counts, me))
-        for me in range(crowd)
+        SPAWN.Process(target=compete, args=(folder, ready, over, counts, me)) for me in range(crowd)
     ]
     for process in processes:
         process.start()
@@ -80,10 +79,32 @@ def test_nobody_starves(folder: Path, crowd: int) -> None:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("taken", ["ledger.lock", "ledger.turn"])
+@pytest.mark.parametrize("taken", ["ledger.lock", "ledger.turn", "ledger.line"])
 def test_a_failed_poll_is_one_system_call(folder: Path, taken: str, tmp_path: Path) -> None:
-    descriptor = os.open(folder / taken, os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with taken_by_somebody(folder, taken):
+        trace = traced_wait(folder, tmp_path)
+    wanted = "fcntl(" if taken == "ledger.line" else "flock("
+    polls = [n for n, line in enumerate(trace) if line.startswith(wanted) and is_refused(line)]
+    assert len(polls) > 10
+    between = trace[polls[1] : polls[-1] + 1]  # after the first one a place in line is taken
+    assert all(line.startswith(wanted) for line in between), between[:5]
+
+
+@contextmanager
+def taken_by_somebody(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock, or the turn, or the turn and the first place in line for it."""
+    with ExitStack() as stack:
+        if name == "ledger.line":
+            stack.enter_context(stand(folder, sync=False))
+            name = "ledger.turn"
+        descriptor = os.open(folder / name, os.O_RDWR)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def traced_wait(folder: Path, tmp_path: Path) -> list[str]:
+    """Return the system calls of a process that waits for a second."""
     trace = tmp_path / "trace"
     code = (
         "import sys; from pathlib import Path; from gpuledger.store import Store\n"
@@ -95,13 +116,12 @@ def test_a_failed_poll_is_one_system_call(folder: Path, taken: str, tmp_path: Pa
          sys.executable, "-c", code, str(folder)],
         check=True, timeout=60, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
-    os.close(descriptor)
+    return [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines()]
 
-    lines = trace.read_text().splitlines()
-    polls = [n for n, line in enumerate(lines) if "flock(" in line and "EAGAIN" in line]
-    assert len(polls) > 10
-    between = lines[polls[0] : polls[-1] + 1]
-    assert all("flock(" in line for line in between), between[:5]
+
+def is_refused(line: str) -> bool:
+    """Tell whether a traced call found what it asked for taken."""
+    return "EAGAIN" in line or ("F_OFD_GETLK" in line and "F_UNLCK" not in line)
 
 
 def test_a_process_that_was_stopped_while_it_had_the_turn_is_passed_over(
@@ -115,6 +135,64 @@ def test_a_process_that_was_stopped_while_it_had_the_turn_is_passed_over(
         lambda db: db.execute("UPDATE ledger SET lease_s = lease_s"), operation="test"
     )
     os.close(descriptor)
+
+
+def test_one_who_was_stopped_in_line_is_passed_over_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "TURN_PATIENCE_S", 0.2)
+    with taken_by_somebody(folder, "ledger.line"):
+        Store(folder, lock_timeout_s=20.0).write(
+            lambda db: db.execute("UPDATE ledger SET lease_s = lease_s"), operation="test"
+        )
+        with stand(folder, sync=False) as late:
+            assert late is not None
+            assert late.ahead() == 0
+
+
+def test_they_come_in_the_order_in_which_they_arrived(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "TURN_PATIENCE_S", 60.0)
+    came, called = SPAWN.SimpleQueue(), [SPAWN.Event() for _ in range(8)]
+
+    def come(me: int) -> None:
+        called[me].wait()
+        Store(folder, lock_timeout_s=60.0).write(lambda db: came.put(me), operation="test")
+
+    processes = [SPAWN.Process(target=come, args=(me,)) for me in range(8)]
+    for process in processes:  # they must not inherit the lock
+        process.start()
+    with taken_by_somebody(folder, "ledger.lock"):
+        called[0].set()
+        wait_until(lambda: is_taken(folder / "ledger.turn"), because="it has the turn")
+        for me in range(1, 8):
+            called[me].set()
+            wait_until(functools.partial(has_come, folder, number=me), because="it stands in line")
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert [came.get() for _ in processes] == list(range(8))
+
+
+def is_taken(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def has_come(folder: Path, *, number: int) -> bool:
+    """Tell whether somebody stands in line with that number."""
+    try:
+        raw = (folder / LINE_FILE).read_bytes()
+    except FileNotFoundError:
+        return False
+    return bool(raw) and RECORD.unpack(raw)[1] == number
 
 
 def test_a_busy_ledger_is_given_up_in_time_even_behind_the_turn(folder: Path) -> None:
@@ -132,22 +210,24 @@ def test_a_busy_ledger_is_given_up_in_time_even_behind_the_turn(folder: Path) ->
     os.close(lock)
 
 
-def test_all_waiters_together_poll_a_few_times_a_hold() -> None:
-    """The pause scales with the crowd, with jitter, and grows when the holder hangs."""
+def test_who_is_further_from_the_lock_polls_less() -> None:
+    """The pause scales with who is ahead, with jitter, and grows when the holder hangs."""
 
     def mean(ask: Callable[[], float]) -> float:
         return statistics.mean(ask() for _ in range(500))
 
-    few, many = Pace(), Pace()
-    few.crowd, many.crowd = 8, 64
-    assert mean(lambda: many.in_line_s(0.0)) == pytest.approx(
-        8 * mean(lambda: few.in_line_s(0.0)), rel=0.15
+    pace = Pace()
+    assert mean(lambda: pace.in_line_s(32)) == pytest.approx(
+        8 * mean(lambda: pace.in_line_s(4)), rel=0.1
     )
-    assert len({few.in_line_s(0.0) for _ in range(20)}) > 10
+    assert len({pace.in_line_s(4) for _ in range(20)}) > 10
     for _ in range(200):
-        few.learn(0.016)  # a slow file server
-    assert mean(lambda: few.in_line_s(0.0)) == pytest.approx(8 * 0.016 / 4, rel=0.15)
-    assert mean(lambda: few.at_the_door_s(50.0)) == pytest.approx(locks.LONGEST_POLL_S, rel=0.1)
+        pace.learn(0.016)  # a slow file server
+    assert mean(lambda: pace.in_line_s(8)) == pytest.approx(0.75 * 8 * 0.016, rel=0.1)
+    assert mean(lambda: pace.in_line_s(0)) == pytest.approx(0.75 * 0.016 / 4, rel=0.1)
+    assert mean(lambda: pace.at_the_door_s(50.0)) == pytest.approx(
+        0.75 * locks.LONGEST_POLL_S, rel=0.1
+    )
 
 
 def test_a_transaction_that_held_the_lock_for_too_long_is_not_committed(folder: Path) -> None:

@@ -119,7 +119,6 @@ def _measure(name: str, folder: Path, *, workers: int, tasks: int, seconds: floa
         subprocess.Popen(
             [*command, str(seconds)],
             cwd=ROOT,
-            env={**os.environ, peers.WORKERS: str(workers)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

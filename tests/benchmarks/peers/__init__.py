@@ -18,9 +18,6 @@ from typing import Protocol
 
 Step = Callable[[], str | None]
 
-WORKERS = "BENCH_WORKERS"
-"""Name of the variable that tells a worker process how many there are."""
-
 NAMES = (
     "gpuledger_ledger",
     "sqlite_wal",

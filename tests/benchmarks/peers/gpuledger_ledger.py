@@ -14,7 +14,7 @@ from gpuledger.batches import MOST_HELD
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, Finished, Outcome, WorkerIdentity
 from gpuledger.sweep import read_sweep
-from tests.benchmarks.peers import WORKERS, Step
+from tests.benchmarks.peers import Step
 
 LABEL = "gpuledger"
 NEEDS = None
@@ -36,8 +36,6 @@ def connect(folder: Path) -> Step:
             nonce=f"{pid:016x}", name="b:cpu", host="b", machine="m", pid=pid, pid_start=1
         )
     )
-    # A worker has read from the ledger how many there are before it looks for work.
-    ledger.store.expect_crowd(int(os.environ[WORKERS]))
     held: deque[Claim] = deque()
     done: list[Finished] = []
 
