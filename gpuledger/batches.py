@@ -30,6 +30,11 @@ from gpuledger.model import (
 from gpuledger.operations import event_values, insert_events
 
 MOST_HELD = 64
+HELD_BY_ALL = 768
+FEW_HELD = 12
+"""Workers hold fewer where many compete, so that the ledger goes round among 64 within a second;
+not fewer than these, so that going round is not all that it does (`python -m tests.benchmarks`)."""
+
 HOLDER_SHARE = 2
 """A worker holds at most the free tasks divided by so many times the live workers."""
 
@@ -313,7 +318,7 @@ def _share(db: sqlite3.Connection, sweep_id: int, count: int) -> int:
         "SELECT n FROM task_count WHERE sweep_id = ? AND state = 'pending'", (sweep_id,)
     ).fetchone()["n"]
     parts = HOLDER_SHARE * live
-    most = min(count, MOST_HELD)
+    most = min(count, MOST_HELD, max(HELD_BY_ALL // max(live, 1), FEW_HELD))
     if free < 2 * most * parts:  # few are left: what others hold is not free
         free -= db.execute("SELECT COUNT(*) AS n FROM task WHERE held_by IS NOT NULL").fetchone()[
             "n"

@@ -29,20 +29,42 @@ MAGIC = b"line 1\n\0"
 FLOCK = struct.Struct("@hhqqi4x")
 """`struct flock` of 64-bit Linux: type, whence, start, length, pid."""
 
-TRIES = 8
-"""How often a number may be snatched away before one does without."""
+TAKING = 0
+"""The byte that is locked while somebody takes a number."""
 
 LAST_NUMBER = 1 << 48
 """Higher ones are none of ours: it begins with 1 again. (Offsets have 63 bits.)"""
 
 
 class Place:
-    """One process's place in line."""
+    """One process's place in line, once it has taken a number."""
 
-    def __init__(self, descriptor: int, number: int, passed: int) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._number = number
-        self._passed = passed
+        self._number = 1
+        self._passed = 0
+
+    def take(self, *, sync: bool) -> bool:
+        """Take a place at the end; False when somebody else is just taking one.
+
+        Args:
+            sync: Write to the server at once: others read it there.
+
+        Raises:
+            OSError: None can be had here.
+        """
+        if not self._lock(TAKING):
+            return False
+        latest, passed = self._read()
+        number = latest + 1
+        while not self._lock(number):  # its number was lost: the file was written over
+            number += 1
+        self._write(number, passed)
+        if sync:
+            os.fdatasync(self._descriptor)
+        self._set(fcntl.F_UNLCK, TAKING)
+        self._number, self._passed = number, passed if passed < number else 0
+        return True
 
     def ahead(self) -> int:
         """Return how far it is to the first in line, 0 for being that; one system call.
@@ -60,81 +82,49 @@ class Place:
         return 0 if kind == fcntl.F_UNLCK else max(self._number - start, 1)
 
     def pass_over(self) -> None:
-        """Let nobody wait any more for who is first in line: it was stopped, or hangs.
+        """Let nobody who comes later wait for who is first in line: it was stopped, or hangs.
 
         Raises:
             OSError: It cannot be written down.
         """
         ahead = self.ahead()
         if ahead:
-            _write(self._descriptor, _read(self._descriptor)[0], self._number - ahead)
+            self._write(self._read()[0], self._number - ahead)
+
+    def _lock(self, number: int) -> bool:
+        try:
+            self._set(fcntl.F_WRLCK, number)
+        except (BlockingIOError, PermissionError):  # POSIX allows both for one that is taken
+            return False
+        return True
+
+    def _set(self, kind: int, number: int) -> None:
+        lock = FLOCK.pack(kind, os.SEEK_SET, number, 1, 0)
+        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, lock)
+
+    def _read(self) -> tuple[int, int]:
+        """Return the last number taken, and the last that nobody waits for."""
+        raw = os.pread(self._descriptor, RECORD.size, 0)
+        magic, latest, passed = RECORD.unpack(raw) if len(raw) == RECORD.size else (b"", 0, 0)
+        return (latest, passed) if magic == MAGIC and latest < LAST_NUMBER else (0, 0)
+
+    def _write(self, latest: int, passed: int) -> None:
+        os.pwrite(self._descriptor, RECORD.pack(MAGIC, latest, passed), 0)
 
 
 @contextmanager
-def stand(folder: Path, *, sync: bool) -> Iterator[Place | None]:
-    """Have a place in line, at its end; None where none can be had.
+def stand(folder: Path) -> Iterator[Place]:
+    """Come to the line; whoever leaves the context leaves the line.
 
     Args:
         folder: The ledger's.
-        sync: Write to the server at once: others read it there.
+
+    Raises:
+        OSError: Its file cannot be opened.
     """
+    descriptor = open_file(folder / LINE_FILE, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        descriptor = open_file(folder / LINE_FILE, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        yield None
-        return
-    try:
-        yield _take_number(descriptor, sync=sync)
+        yield Place(descriptor)
     finally:
         with suppress(OSError):  # it is closed all the same
             os.close(descriptor)
-
-
-def _take_number(descriptor: int, *, sync: bool) -> Place | None:
-    """Return the next place; one that is being taken just now is somebody else's."""
-    snatched = 0
-    with suppress(OSError):  # no room, no such locks, no server: one does without
-        for _ in range(TRIES):
-            latest, passed = _read(descriptor)
-            number = (latest if latest < LAST_NUMBER else 0) + 1 + snatched
-            if not _lock(descriptor, number):
-                snatched += 1
-            elif _read(descriptor)[0] == latest:
-                _write(descriptor, number, passed)
-                if sync:
-                    os.fdatasync(descriptor)
-                return Place(descriptor, number, passed if passed < number else 0)
-            else:
-                _unlock(descriptor, number)
-                snatched = 0
-    return None
-
-
-def _lock(descriptor: int, number: int) -> bool:
-    try:
-        _set(descriptor, fcntl.F_WRLCK, number)
-    except (BlockingIOError, PermissionError):  # POSIX allows both for one that is taken
-        return False
-    return True
-
-
-def _unlock(descriptor: int, number: int) -> None:
-    _set(descriptor, fcntl.F_UNLCK, number)
-
-
-def _set(descriptor: int, kind: int, number: int) -> None:
-    lock = FLOCK.pack(kind, os.SEEK_SET, number, 1, 0)
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
-
-
-def _read(descriptor: int) -> tuple[int, int]:
-    """Return the last number taken, and the last that nobody waits for; what is no record is 0."""
-    raw = os.pread(descriptor, RECORD.size, 0)
-    if len(raw) != RECORD.size:
-        return 0, 0
-    magic, latest, passed = RECORD.unpack(raw)
-    return (latest, passed) if magic == MAGIC else (0, 0)
-
-
-def _write(descriptor: int, latest: int, passed: int) -> None:
-    os.pwrite(descriptor, RECORD.pack(MAGIC, latest, passed), 0)

@@ -173,18 +173,33 @@ class OuterLock:
                 os.close(descriptor)
 
     def _wait_for_turn(self, turn: int, began_s: float, deadline_s: float) -> None:
-        """Wait behind those who came before, but not for ever."""
-        with stand(self._folder, sync=self._others_read_the_server()) as place:
-            ahead = place.ahead() if place else UNKNOWN_AHEAD
-            give_up_s = min(began_s + self.pace.turn_patience_s(ahead), deadline_s)
-            while (place and ahead) or not lock_descriptor(turn, blocking=False):
+        """Get the turn, or have waited long enough for it."""
+        try:
+            self._wait_in_line(turn, began_s, deadline_s)
+        except OSError:  # no such locks here, no room, no permission: then by luck
+            give_up_s = min(began_s + self.pace.turn_patience_s(UNKNOWN_AHEAD), deadline_s)
+            while not lock_descriptor(turn, blocking=False):
                 if self._clock.boottime() >= give_up_s:
-                    if place:
-                        place.pass_over()
+                    return
+                self._idle.wait(self.pace.in_line_s(UNKNOWN_AHEAD))
+
+    def _wait_in_line(self, turn: int, began_s: float, deadline_s: float) -> None:
+        """Wait behind those who came before; raise OSError where there is no line."""
+        sync = self._others_read_the_server()
+        with stand(self._folder) as place:
+            give_up_s = min(began_s + TURN_PATIENCE_S, deadline_s)
+            while not place.take(sync=sync):
+                if self._clock.boottime() >= give_up_s:
+                    return
+                self._idle.wait(random.uniform(0.5, 1.0) * SHORTEST_POLL_S)
+            ahead = place.ahead()
+            give_up_s = min(began_s + self.pace.turn_patience_s(ahead), deadline_s)
+            while ahead or not lock_descriptor(turn, blocking=False):
+                if self._clock.boottime() >= give_up_s:
+                    place.pass_over()
                     return
                 self._idle.wait(self.pace.in_line_s(ahead))
-                if place and ahead:
-                    ahead = place.ahead()
+                ahead = ahead and place.ahead()
 
     def _open(self) -> tuple[int, bool]:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW

@@ -198,6 +198,14 @@ def test_nobody_holds_more_than_a_fair_share(ledger: Ledger) -> None:
     assert sizes == [6, 4]  # 24 // (2 * 2), then 18 // (2 * 2)
 
 
+@pytest.mark.parametrize(("workers", "held"), [(1, 64), (12, 64), (16, 48), (64, 12), (200, 12)])
+def test_where_many_compete_each_holds_less(ledger: Ledger, workers: int, held: int) -> None:
+    ledger.add_sweep(spec(points=2 * workers * 64 + 1))
+    crowd = [ledger.register(identity(f"n{n}", host=f"h{n}")) for n in range(workers)]
+
+    assert len(ledger.settle(crowd[0], [], hold=64).held) == held
+
+
 def test_the_last_tasks_are_claimed_one_by_one(ledger: Ledger) -> None:
     ledger.add_sweep(spec(points=3))
     worker = ledger.register(identity())

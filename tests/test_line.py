@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,8 @@ from gpuledger.line import LINE_FILE, Place, stand
 ROOT = Path(__file__).resolve().parent.parent
 STANDING = (
     "import sys; from pathlib import Path; from gpuledger.line import stand\n"
-    "with stand(Path(sys.argv[1]), sync=False) as place:\n"
-    "    print(place.ahead(), flush=True); sys.stdin.read()\n"
+    "with stand(Path(sys.argv[1])) as place:\n"
+    "    place.take(sync=False); print(place.ahead(), flush=True); sys.stdin.read()\n"
 )
 
 
@@ -37,8 +36,8 @@ class Line:
     def stand(self) -> tuple[Place, ExitStack]:
         """Return a new place, and what leaves it."""
         leave = self._stack.enter_context(ExitStack())
-        place = leave.enter_context(stand(self.folder, sync=False))
-        assert place is not None
+        place = leave.enter_context(stand(self.folder))
+        assert place.take(sync=False)
         return place, leave
 
     def other(self) -> subprocess.Popen[str]:
@@ -53,9 +52,6 @@ class Line:
         assert process.stdout is not None
         assert process.stdout.readline().strip().isdigit()
         return process
-
-    def write(self, latest: int, passed: int) -> None:
-        self.file.write_bytes(line.RECORD.pack(line.MAGIC, latest, passed))
 
 
 @pytest.fixture
@@ -106,35 +102,28 @@ def test_nobody_is_passed_over_by_the_first(queue: Line) -> None:
     assert second.ahead() == 1
 
 
-def test_a_number_that_was_snatched_is_somebody_elses(queue: Line) -> None:
-    """One locked it and did not write it down yet: it may have been stopped there."""
-    queue.write(7, 0)
-    descriptor = os.open(queue.file, os.O_RDWR)
-    line._set(descriptor, fcntl.F_WRLCK, 8)
-    me, _ = queue.stand()
-    assert me.ahead() == 1
-    os.close(descriptor)
-    assert me.ahead() == 0
+def test_one_takes_a_number_at_a_time(queue: Line) -> None:
+    with stand(queue.folder) as first, stand(queue.folder) as second:
+        assert first._lock(line.TAKING)
+        assert not second.take(sync=False)
+        first._set(fcntl.F_UNLCK, line.TAKING)
+        assert second.take(sync=False)
+        assert first.take(sync=False)
+        assert (second.ahead(), first.ahead()) == (0, 1)
 
 
-def test_who_read_an_old_number_does_not_push_in(
-    queue: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, _ = queue.stand()
-    read, reads = line._read, iter([0])  # what the file said before the first one came
+def test_who_died_while_taking_a_number_is_in_nobodys_way(queue: Line) -> None:
+    with stand(queue.folder) as dying:
+        dying._lock(line.TAKING)
+        dying._lock(1)
+    assert queue.stand()[0].ahead() == 0
 
-    def late(descriptor: int) -> tuple[int, int]:
-        latest, passed = read(descriptor)
-        return next(reads, latest), passed
 
-    def lock(descriptor: int, kind: int, number: int, set_: Any = line._set) -> None:
-        if (kind, number) != (fcntl.F_WRLCK, 1):  # the first one came, was served and left
-            set_(descriptor, kind, number)
-
-    monkeypatch.setattr(line, "_read", late)
-    monkeypatch.setattr(line, "_set", lock)
-    second, _ = queue.stand()
-    assert (first.ahead(), second.ahead()) == (0, 1)
+def test_a_number_is_taken_once_although_the_file_was_written_over(queue: Line) -> None:
+    places = [queue.stand()[0] for _ in range(3)]
+    queue.file.write_bytes(b"")
+    late, _ = queue.stand()
+    assert [place.ahead() for place in (*places, late)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -150,23 +139,24 @@ def test_whatever_is_in_the_file_the_order_is_kept(queue: Line, content: bytes) 
     assert [place.ahead() for place in places] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("broken", ["open", "pread", "pwrite", "fcntl", "fdatasync"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ENOLCK, errno.EINVAL])
-def test_where_no_place_can_be_had_one_does_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, number: int
+@pytest.mark.parametrize("broken", ["pread", "pwrite", "fcntl", "fdatasync"])
+def test_a_place_that_cannot_be_had_is_an_error_and_nobody_stands_there(
+    queue: Line, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(fcntl if broken == "fcntl" else os, broken, fail)
-    with stand(tmp_path, sync=True) as place:
-        assert place is None
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl if broken == "fcntl" else os, broken, fail)
+        with pytest.raises(OSError, match="Input/output"), stand(queue.folder) as place:
+            place.take(sync=True)
+    assert queue.stand()[0].ahead() == 0
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / LINE_FILE).symlink_to(tmp_path / "elsewhere")
-    with stand(tmp_path, sync=False) as place:
-        assert place is None
+    with pytest.raises(OSError, match="symbolic"), stand(tmp_path):
+        pass
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -174,7 +164,7 @@ def test_in_a_shared_folder_the_group_may_stand_in_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o2770)
     before = os.umask(0o077)
     try:
-        with stand(tmp_path, sync=False):
+        with stand(tmp_path):
             pass
     finally:
         os.umask(before)

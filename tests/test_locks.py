@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import multiprocessing
@@ -12,6 +13,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +27,7 @@ from gpuledger import locks
 from gpuledger.clock import SystemClock
 from gpuledger.errors import LedgerBusy, LedgerUnreachable
 from gpuledger.ledger import Ledger
-from gpuledger.line import LINE_FILE, RECORD, stand
+from gpuledger.line import LINE_FILE, RECORD, Place, stand
 from gpuledger.locks import Pace
 from gpuledger.model import TaskSpec
 from gpuledger.store import HOLD_BUDGET_S, Store
@@ -95,7 +97,7 @@ def taken_by_somebody(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock, or the turn, or the turn and the first place in line for it."""
     with ExitStack() as stack:
         if name == "ledger.line":
-            stack.enter_context(stand(folder, sync=False))
+            assert stack.enter_context(stand(folder)).take(sync=False)
             name = "ledger.turn"
         descriptor = os.open(folder / name, os.O_RDWR)
         stack.callback(os.close, descriptor)
@@ -145,9 +147,32 @@ def test_one_who_was_stopped_in_line_is_passed_over_once(
         Store(folder, lock_timeout_s=20.0).write(
             lambda db: db.execute("UPDATE ledger SET lease_s = lease_s"), operation="test"
         )
-        with stand(folder, sync=False) as late:
-            assert late is not None
+        with stand(folder) as late:
+            assert late.take(sync=False)
             assert late.ahead() == 0
+
+
+@pytest.mark.parametrize("broken", ["file", "locks"])
+def test_where_there_is_no_line_the_turn_is_had_by_luck(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    if broken == "file":
+        (folder / LINE_FILE).mkdir()
+    else:
+        monkeypatch.setattr(Place, "take", no_such_locks)
+    monkeypatch.setattr(locks, "TURN_PATIENCE_S", 60.0)
+    store = Store(folder, lock_timeout_s=20.0)
+    with taken_by_somebody(folder, "ledger.turn"):
+        waiting = threading.Thread(target=store.read, args=(lambda db: None,))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive(), "it waits for the turn"
+    waiting.join(20)
+    assert not waiting.is_alive()
+
+
+def no_such_locks(place: Place, *, sync: bool) -> bool:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def test_they_come_in_the_order_in_which_they_arrived(

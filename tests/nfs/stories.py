@@ -22,6 +22,7 @@ from typing import Any
 
 from gpuledger.errors import LedgerBusy, LedgerError
 from gpuledger.ledger import Ledger
+from gpuledger.line import stand
 from gpuledger.store import Store, connect
 from tests.helpers import spec, wait_until
 
@@ -317,6 +318,73 @@ def try_lock() -> None:
         print("got it")
     except LedgerBusy as error:
         print(error)
+
+
+# --- standing in line ----------------------------------------------------------------------------
+
+
+class Stander:
+    """A process that stands in line on a client and answers how many are before it."""
+
+    def __init__(self, client: int) -> None:
+        self._process = start(client, *ME, "stand")
+        self.first = self._answer()
+
+    def ask(self, what: str) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def kill(self) -> None:
+        """Kill it there, not only the way to it; its machine may be cut off."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+def line() -> dict[str, Any]:
+    """Two clients in one line: one is killed, one is cut off and passed over."""
+    first, second, third = (Stander(client) for client in (1, 2, 1))
+    found: dict[str, Any] = {"came": [first.first, second.first, third.first]}
+    first.ask("leave")
+    found["one left"] = [second.ask("look"), third.ask("look")]
+    second.ask("die")
+    found["one died"] = third.ask("look")
+    lab("cut", "1")  # with the third
+    patient = Stander(2)
+    found["one is cut off"] = patient.first
+    patient.ask("pass")
+    late = Stander(2)
+    found["passed over"] = late.first
+    patient.ask("leave")
+    found["the first now"] = late.ask("look")
+    lab("join", "1")
+    found["back"] = third.ask("look")
+    for stander in (first, second, third, patient, late):
+        stander.kill()
+    return found
+
+
+def stand_in_line() -> None:
+    """Do what is asked, and answer with how far the first is."""
+    with contextlib.ExitStack() as leave:
+        place = leave.enter_context(stand(SHARE))
+        assert place.take(sync=True)
+        print(place.ahead(), flush=True)
+        for line in sys.stdin:
+            what = line.strip()
+            if what == "leave":
+                leave.close()
+            elif what == "pass":
+                place.pass_over()
+            elif what == "die":
+                print(0, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            print(place.ahead() if what != "leave" else 0, flush=True)
 
 
 # --- a crash in the middle, seen from another host ------------------------------------------------
@@ -674,6 +742,8 @@ STORIES: Mapping[str, Callable[..., Any]] = {
     "gone-holder": gone_holder,
     "hold-lock": hold_lock,
     "try-lock": try_lock,
+    "line": line,
+    "stand": stand_in_line,
     "crash": crash,
     "die-in-change": die_in_change,
     "sum-along": sum_along,

@@ -68,6 +68,18 @@ def test_a_holder_whose_machine_is_gone_is_named() -> None:
 
 
 @pytest.mark.parametrize("options", VERSIONS)
+def test_hosts_stand_in_one_line(options: tuple[str, ...]) -> None:
+    found = tell("line", options=options)
+    assert found["came"] == [0, 1, 2], found
+    assert found["one left"] == [0, 1], found
+    assert found["one died"] == 0, found
+    assert found["one is cut off"] == 1, found
+    assert found["passed over"] == 1, "only the one before it, not who is cut off"
+    assert found["the first now"] == 0, found
+    assert found["back"] == 0, found
+
+
+@pytest.mark.parametrize("options", VERSIONS)
 def test_a_change_half_made_by_a_host_that_died_is_rolled_back_by_another(
     options: tuple[str, ...],
 ) -> None:
