@@ -83,6 +83,8 @@ def test_nobody_starves(folder: Path, crowd: int) -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("taken", ["ledger.lock", "ledger.turn", "ledger.line"])
 def test_a_failed_poll_is_one_system_call(folder: Path, taken: str, tmp_path: Path) -> None:
+    with stand(folder) as former:
+        assert former.take(sync=False)  # so that it takes a system call to know who is first
     with taken_by_somebody(folder, taken):
         trace = traced_wait(folder, tmp_path)
     wanted = "fcntl(" if taken == "ledger.line" else "flock("
