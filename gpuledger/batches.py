@@ -97,8 +97,7 @@ def deliver(db: sqlite3.Connection, worker: str, finished: Finished) -> Ended:
     task = endings.task_row(db, token)
     latest = _latest(db, task["id"])
     is_new = token.number == (latest["number"] if latest else 0) + 1
-    is_free = task["state"] == "pending" and task["held_by"] in (None, token.nonce)
-    if is_new and is_free and ending.outcome is Outcome.COMPLETED:
+    if is_new and endings.is_free(task, token) and ending.outcome is Outcome.COMPLETED:
         _insert_open(db, task["id"], token, worker, None, at=finished.started_at)
     return endings.end(db, token, ending, now=finished.ended_at)
 
@@ -318,7 +317,7 @@ def _share(db: sqlite3.Connection, sweep_id: int, count: int) -> int:
         "SELECT n FROM task_count WHERE sweep_id = ? AND state = 'pending'", (sweep_id,)
     ).fetchone()["n"]
     parts = HOLDER_SHARE * live
-    most = min(count, MOST_HELD, max(HELD_BY_ALL // max(live, 1), FEW_HELD))
+    most = min(count, MOST_HELD, max(HELD_BY_ALL // live, FEW_HELD))
     if free < 2 * most * parts:  # few are left: what others hold is not free
         free -= db.execute("SELECT COUNT(*) AS n FROM task WHERE held_by IS NOT NULL").fetchone()[
             "n"

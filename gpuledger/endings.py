@@ -115,8 +115,7 @@ def _ended_before(
     )
     if attempt["outcome"] == ending.outcome:
         return before  # the same call again, after an answer that got lost
-    free = task["state"] == "pending" and task["held_by"] is None
-    untouched = free and not _has_later_attempt(db, task, token)
+    untouched = is_free(task, token) and not _has_later_attempt(db, task, token)
     if attempt["outcome"] == Outcome.LOST and untouched and ending.outcome == "completed":
         return _complete_late(db, task, token, ending, before, now=now)
     raise LeaseLost(token.task, token.number, why=f"it was ended as {attempt['outcome']}")
@@ -284,6 +283,11 @@ def task_row(db: sqlite3.Connection, token: Token) -> sqlite3.Row:
     if row is None:
         raise LeaseLost(token.task, token.number, why="the task is not in the ledger")
     return row
+
+
+def is_free(task: sqlite3.Row, token: Token) -> bool:
+    """Tell whether nobody but the attempt's worker has the task: who holds it may run it by now."""
+    return task["state"] == "pending" and task["held_by"] in (None, token.nonce)
 
 
 def is_open(db: sqlite3.Connection, token: Token) -> bool:

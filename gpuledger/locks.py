@@ -63,6 +63,10 @@ class Pace:
     def __init__(self) -> None:
         self._usual_hold_s = FIRST_HOLD_S
 
+    def shortest_s(self) -> float:
+        """Return the pause of one that waits for what takes somebody else no time."""
+        return self._pause_s(SHORTEST_POLL_S)
+
     def in_line_s(self, ahead: int) -> float:
         """Return the pause of one that has so many before it; of the first it is the shortest."""
         return self._pause_s(self._usual_hold_s * (ahead or 1 / POLLS_PER_HOLD))
@@ -191,7 +195,7 @@ class OuterLock:
             while not place.take(sync=sync):
                 if self._clock.boottime() >= give_up_s:
                     return
-                self._idle.wait(random.uniform(0.5, 1.0) * SHORTEST_POLL_S)
+                self._idle.wait(self.pace.shortest_s())
             ahead = place.ahead()
             give_up_s = min(began_s + self.pace.turn_patience_s(ahead), deadline_s)
             while ahead or not lock_descriptor(turn, blocking=False):
