@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from gpuledger.store import Store, connect
 
 FOLDER = "backups"
 LATEST = "latest.json"
+DRAFT = ".part"
 MAKING = "making.lock"
 
 INTERVAL_S = 600.0
@@ -37,6 +39,14 @@ SHARE_OF_TIME = 0.01
 LOOK_S = 60.0
 KEPT = 10
 HOURLY_KEPT = 24
+
+SCRATCH = "gpuledger-backup-"
+SCRATCH_LOCK = "lock"
+YOUNG_S = 60.0
+"""A scratch folder so young may be one that its maker has not locked yet."""
+
+LOST_S = 3600.0
+"""No copy takes so long: a draft that is older was left by somebody killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +79,8 @@ def take(store: Store, *, clock: Clock) -> Backup:
     began_s = clock.boottime()
     try:
         make_folder(folder)
-        with tempfile.TemporaryDirectory(prefix="gpuledger-backup-") as scratch:
-            copy = Path(scratch) / "ledger.db"
+        with _scratch() as scratch:
+            copy = scratch / "ledger.db"
             copy.touch(mode=0o600)
             counter = store.change_counter()  # before the copy: it may be newer, never older
             epoch, change = store.read(lambda db: _copy(db, copy))
@@ -92,6 +102,30 @@ def take(store: Store, *, clock: Clock) -> Backup:
 
 class _NoRoom(Exception):
     """This machine's temporary folder is full."""
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield an empty folder of this machine, after removing those whose makers were killed."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as name:
+        folder = Path(name)
+        with try_lock(folder / SCRATCH_LOCK):  # held as long as its maker lives
+            _remove_abandoned(folder.parent, before=folder.stat().st_mtime - YOUNG_S)
+            yield folder
+
+
+def _remove_abandoned(place: Path, *, before: float) -> None:
+    """Remove this user's scratch folders that nobody locks; who makes one has a moment to."""
+    for path in place.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                continue
+            if status.st_mtime >= before:
+                continue
+            with try_lock(path / SCRATCH_LOCK) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(path)
 
 
 def examine(path: Path) -> str | None:
@@ -127,7 +161,7 @@ def existing(folder: Path) -> list[Backup]:
 
 
 def prune(folder: Path) -> None:
-    """Keep the latest ones and, of a day, one an hour; `folder` is that of the backups."""
+    """Keep the latest ones and, of a day, one an hour, and nothing that only these needed."""
     found = existing(folder.parent)
     if not found:
         return
@@ -136,12 +170,14 @@ def prune(folder: Path) -> None:
     for backup in found:
         if backup not in kept:
             backup.path.unlink(missing_ok=True)
-    _prune_diaries(folder.parent, min(backup.path.stat().st_mtime for backup in kept))
+    times = [backup.path.stat().st_mtime for backup in kept]
+    _remove_older(folder.glob(f"*{DRAFT}"), max(times) - LOST_S)
+    _remove_older((folder.parent / DIARIES).glob("*.jsonl"), min(times))
 
 
-def _prune_diaries(folder: Path, before: float) -> None:
-    """Remove the diaries that end before the oldest backup, by the file server's own times."""
-    for path in (folder / DIARIES).glob("*.jsonl"):
+def _remove_older(paths: Iterable[Path], before: float) -> None:
+    """Remove the files written before a time, by the file server's clock as theirs is."""
+    for path in paths:
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < before:
                 path.unlink()
@@ -234,7 +270,7 @@ def _copy(db: sqlite3.Connection, path: Path) -> tuple[int, int]:
 def _put(copy: Path, folder: Path, now: float, epoch: int, change: int) -> Backup:
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
     path = folder / f"{stamp}-{epoch}-{change}.db"
-    draft = path.with_suffix(f".{os.getpid()}.part")
+    draft = path.with_suffix(f".{os.getpid()}{DRAFT}")
     try:
         with copy.open("rb") as source, draft.open("wb") as target:
             os.fchmod(target.fileno(), folder.stat().st_mode & 0o660)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -414,6 +416,7 @@ def test_a_recovery_on_a_failing_disk_keeps_everything_and_goes_on_later(
 
 CHILD = """
 import sys
+import tempfile
 from pathlib import Path
 from gpuledger.backups import take
 from gpuledger.clock import SystemClock
@@ -507,6 +510,73 @@ def test_the_last_ten_and_hourly_ones_are_kept(ledger: Ledger) -> None:
     kept = sorted(backup.change for backup in existing(ledger.folder))
     assert kept[-10:] == list(range(1790, 1800))
     assert kept[:-10] == [60 * hour for hour in range(6, 30)]
+
+
+def killed_while_copying(place: Path) -> Path:
+    """Kill somebody who makes a backup; return what that left behind, as if long ago."""
+    program = """
+import os, signal
+from gpuledger import backups
+with backups._scratch() as scratch:
+    (scratch / "ledger.db").write_bytes(b"half of it")
+    print(scratch, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environ = {**os.environ, "TMPDIR": str(place)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    left = Path(done.stdout.strip())
+    assert (left / "ledger.db").exists()
+    os.utime(left, (1, 1))
+    return left
+
+
+def test_what_a_killed_maker_left_is_removed_by_the_next_and_nothing_else(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    left, other = killed_while_copying(place), place / "other"
+    other.mkdir()
+    link = place / f"{backups.SCRATCH}link"
+    link.symlink_to(other)
+    os.utime(link, (1, 1), follow_symlinks=False)
+    young = place / f"{backups.SCRATCH}young"
+    young.mkdir()
+    with backups._scratch() as at_work:
+        (at_work / "ledger.db").touch()
+        os.utime(at_work, (1, 1))
+        take(ledger.store, clock=SystemClock())
+        assert (at_work / "ledger.db").exists(), "its maker lives"
+
+    assert not left.exists()
+    assert sorted(place.iterdir()) == sorted([other, link, young])
+    assert not list(other.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_what_another_user_left_is_not_touched(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = killed_while_copying(tmp_path)
+    os.chown(left, 12345, 12345)
+    take(ledger.store, clock=SystemClock())
+    assert left.exists()
+
+
+def test_drafts_of_killed_makers_are_removed_after_an_hour(ledger: Ledger) -> None:
+    backup = take(ledger.store, clock=SystemClock())
+    old, young = (backup.path.with_suffix(f".{number}.part") for number in (1, 2))
+    young.touch()
+    old.touch()
+    os.utime(old, (1, 1))
+    take(ledger.store, clock=SystemClock())
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_diaries_older_than_every_backup_are_removed(ledger: Ledger) -> None:
