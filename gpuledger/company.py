@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 
 from gpuledger.clock import Clock
@@ -13,6 +14,9 @@ from gpuledger.model import WorkerIdentity
 from gpuledger.process import kill_marked
 
 LONG_AGO_S = -1e9
+
+SPREAD = 0.9
+"""Who began to look at the same time does not go on looking at the same time."""
 
 
 class Company:
@@ -40,6 +44,7 @@ class Company:
         self._hosts: set[str] = set()
         self._live_seen: int | None = None
         self._live_at_s = self._looked_at_s = LONG_AGO_S
+        self._spread = 1.0
 
     def known_as(self, me: WorkerIdentity) -> None:
         """Look at the others as this worker from now on."""
@@ -60,9 +65,28 @@ class Company:
         """Return what becomes readable when another worker of this machine ends."""
         return self._lookout.descriptors()
 
-    def pace_s(self) -> float:
-        """Return after how long the others want to be looked at again."""
-        return self._lookout.pace_s()
+    def look_in_s(self) -> float:
+        """Return after how many seconds the others want to be looked at again."""
+        due_s = self._looked_at_s + self._spread * self._lookout.pace_s()
+        return max(due_s - self._clock.boottime(), 0.0)
+
+    def within_reach(self) -> int:
+        """Return how many workers of this machine would be woken, and can wake this one."""
+        return self._lookout.within_reach()
+
+    def wake_neighbours(self) -> None:
+        """Let the waiting workers of this machine look at the ledger now."""
+        self._lookout.wake_neighbours()
+
+    def is_due(self, changes: int | None) -> bool:
+        """Tell whether `reap` could find anything although no descriptor is readable.
+
+        Args:
+            changes: The ledger's change counter.
+        """
+        if changes is None or changes != self._live_seen or self._lookout.must_ask():
+            return True
+        return not self.look_in_s()
 
     def sharers(self) -> frozenset[str]:
         """Return the nonces of the workers whose tasks may be on the same GPUs, this one's too."""
@@ -85,8 +109,9 @@ class Company:
         self._refresh(now_s, busy=busy, changes=changes)
         dead = dict(self._lookout.dead_here(self.live))
         here = set(dead)
-        if now_s - self._looked_at_s >= self._lookout.pace_s():
+        if not self.look_in_s():
             self._looked_at_s = now_s
+            self._spread = random.uniform(SPREAD, 1.0)
             dead |= self._lookout.silent(self.live, only_share=busy)
         if not dead:
             return False

@@ -1,12 +1,13 @@
 """The only program that outlives a worker: it ends or freezes the tasks of one that cannot.
 
 `process.py` starts it as `python -I -S guard.py NONCE FENCE_S`, with one end of a socket pair as
-its standard input; it imports nothing but the standard library, and little of that, since one
-runs beside every worker. The worker sends `renewed` whenever its lease was renewed. When the
-other end closes, the worker is gone, and every process of its tasks is killed. When nothing came
-for `FENCE_S`, the worker is stopped or hangs, and every process of its tasks is frozen before
-another worker can take the task over; thawing is left to the worker, which looks at its lease
-first. What is needed to find and signal processes is shared with `process.py`.
+its standard input; it imports nothing but the standard library, and little of that, since one runs
+beside every worker. The worker sends `renewed` whenever its lease was renewed. When the other end
+closes, the worker is gone, and every process of its tasks is killed. When nothing came for
+`FENCE_S`, the worker is stopped or hangs, and every process of its tasks is frozen before another
+worker can take the task over; thawing is left to the worker, which looks at its lease first. After
+`rests`, until anything else is said, nothing runs and the guard only waits. What is needed to find
+and signal processes is shared with `process.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ MARK = "GPULEDGER_MARK"
 """Name of the environment variable that tells a task's processes from all others."""
 
 RENEWED = b"renewed"
+RESTS = b"rests"
 TASK = b"task"
 FROZEN = b"frozen"
 
@@ -163,6 +165,17 @@ def open_pidfd(pid: int) -> int | None:
         return None
 
 
+def signal_pidfd(descriptor: int, signum: int) -> bool:
+    """Signal the process of such a descriptor; False when it ended, or that is not possible."""
+    if not hasattr(signal, "pidfd_send_signal"):
+        return False
+    try:
+        signal.pidfd_send_signal(descriptor, signum)
+    except OSError:
+        return False
+    return True
+
+
 def send(process: Process, signum: int) -> bool:
     """Signal exactly this process, never a later one of the same number; False when not sent."""
     try:
@@ -220,19 +233,20 @@ def watch(channel: int, *, nonce: str, fence_s: float) -> None:
     """Watch over the tasks of one worker until it is gone, then kill what it left."""
     task: Process | None = None
     heard_at = _boottime()
-    told = False
+    told = rests = False
     step_s = min(max(fence_s / 8, 0.05), 5.0)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     while True:
-        if poll.poll(step_s * 1000):
+        if poll.poll(None if rests else step_s * 1000):
             message = _receive(channel)
             if not message:
                 break
-            if message == RENEWED:
+            if message == RENEWED or rests:
                 heard_at = _boottime()
                 told = False
-            elif message.startswith(TASK):
+            rests = message == RESTS
+            if message.startswith(TASK):
                 task = read_process(int(message.split()[1]))
         silent = _boottime() - heard_at >= fence_s
         # What hangs in the kernel stops when it comes back: again and again, but told once.

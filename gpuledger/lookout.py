@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gpuledger.clock import Clock
-from gpuledger.guard import open_pidfd
+from gpuledger.guard import open_pidfd, signal_pidfd
 from gpuledger.heartbeat import (
     Verdict,
     Watcher,
     beat_path,
-    idle_pace_s,
     read_known,
     read_raw,
     shows_idle,
@@ -33,6 +33,13 @@ WATCHERS = 3
 
 FEW = 16
 """Up to so many workers everybody who is idle reads all files."""
+
+IDLE_LOOK = 0.4
+"""Share of the lease after which files of workers that run nothing are read again: who reads them
+more than half of it apart begins to measure anew (`heartbeat.Watcher`)."""
+
+SLACK = 0.8
+"""Of that time: then a file is read with the others, if they are read anyway."""
 
 
 class Lookout:
@@ -49,14 +56,15 @@ class Lookout:
         self.folder = folder
         self.me = me
         self._heartbeat_s = heartbeat_s
-        self._idle_pace_s = idle_pace_s(heartbeat_s=heartbeat_s, lease_s=lease_s)
+        self._idle_pace_s = max(heartbeat_s, IDLE_LOOK * lease_s)
         self._watcher = Watcher(clock=clock, lease_s=lease_s)
         self._not_before_s: dict[str, float] = {}
-        self._looked_at: Sequence[WorkerIdentity] = ()
+        self._pace_s = self._idle_pace_s
         self._live: Sequence[WorkerIdentity] = ()
         self._share: Sequence[WorkerIdentity] | None = None
         self._neighbours: Sequence[WorkerIdentity] = ()
         self._descriptors: dict[str, int] = {}
+        self._within_reach = 0
 
     def dead_here(self, live: Sequence[WorkerIdentity]) -> Mapping[str, Callable[[], bool]]:
         """Return the workers of this machine whose process is gone, by nonce; costs no I/O."""
@@ -72,6 +80,22 @@ class Lookout:
     def descriptors(self) -> tuple[int, ...]:
         """Return what becomes readable when another worker of this machine ends."""
         return tuple(self._descriptors.values())
+
+    def wake_neighbours(self) -> None:
+        """Let the waiting workers of this machine look at the ledger; to others it means nothing.
+
+        SIGCHLD ends their wait (`signals.Signals.wait`) and no process ends of it.
+        """
+        for descriptor in self._descriptors.values():
+            signal_pidfd(descriptor, signal.SIGCHLD)
+
+    def within_reach(self) -> int:
+        """Return how many workers of this machine would be woken, and can wake this one."""
+        return self._within_reach
+
+    def must_ask(self) -> bool:
+        """Tell whether the end of some worker of this machine would make nothing readable."""
+        return len(self._descriptors) < len(self._neighbours)
 
     def close(self) -> None:
         """Close what `descriptors` returned."""
@@ -109,6 +133,7 @@ class Lookout:
                     self._descriptors[nonce] = descriptor
                 else:  # another process has that number now
                     os.close(descriptor)
+        self._within_reach = sum(signal_pidfd(each, 0) for each in self._descriptors.values())
 
     def _take_ended(self) -> set[str]:
         """Return whose process ended, and forget its descriptor: it would stay readable."""
@@ -132,8 +157,8 @@ class Lookout:
         found: dict[str, Callable[[], bool]] = {}
         self._know(live)
         can_read = self._can_read()
-        self._looked_at = self._to_read(live, only_share=only_share or len(live) > FEW)
-        for worker in self._looked_at:
+        looked_at = self._to_read(live, only_share=only_share or len(live) > FEW)
+        for worker in looked_at:
             asked_s = self._watcher.now()
             if asked_s < self._not_before_s.get(worker.nonce, asked_s):
                 continue
@@ -142,19 +167,21 @@ class Lookout:
             if self._watcher.observe(worker.nonce, raw, asked_s=asked_s) is Verdict.DEAD:
                 found[worker.nonce] = _unchanged(path, raw)
             if shows_idle(raw):
-                self._not_before_s[worker.nonce] = asked_s + self._idle_pace_s
+                self._not_before_s[worker.nonce] = asked_s + SLACK * self._idle_pace_s
             else:
                 self._not_before_s.pop(worker.nonce, None)
+        busy = any(worker.nonce not in self._not_before_s for worker in looked_at)
+        self._pace_s = self._heartbeat_s if busy else self._idle_pace_s
         return found
 
     def look_anew(self) -> None:
         """Look at everybody at the next occasion: who ran nothing may run something by now."""
         self._not_before_s.clear()
+        self._pace_s = self._heartbeat_s
 
     def pace_s(self) -> float:
         """Return after how long the files want to be read again: later, when nobody runs a task."""
-        busy = any(worker.nonce not in self._not_before_s for worker in self._looked_at)
-        return self._heartbeat_s if busy else self._idle_pace_s
+        return self._pace_s
 
     def _can_read(self) -> bool:
         """Once for all files, which are read at once then."""

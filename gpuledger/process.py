@@ -29,6 +29,7 @@ from gpuledger.guard import (
     FROZEN,
     MARK,
     RENEWED,
+    RESTS,
     TASK,
     is_running,
     kill_all,
@@ -542,6 +543,10 @@ class Guard:
     def renewed(self) -> bool:
         """Say that the lease was renewed; False when the guard is gone: start another."""
         return self._say(RENEWED)
+
+    def rests(self) -> bool:
+        """Say that nothing runs, nor will before the next `renewed`; it sleeps until then."""
+        return self._say(RESTS)
 
     def covers(self, task: RunningTask | None) -> bool:
         """Say which task runs now; its whole session is killed or frozen, marked or not."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from gpuledger.running_task import RunningTask
 
 FENCE = 0.6
 """Share of the lease without a renewal after which the task must not go on unasked."""
+
+WHOLE_EVERY = 20
+"""Beats after which an idle worker writes the whole record again: somebody may have damaged it."""
 
 GUARD_FENCE = 0.7
 """The same for the guard, later: it acts when the worker itself is stopped and cannot."""
@@ -55,16 +59,22 @@ class Pulse:
         self._file = HeartbeatFile(beat_path(folder, worker.name, worker.nonce))
         self._doing = Doing()
         self._seq = 0
-        self._gpus: tuple[GpuView, ...] = ()
+        self._written: tuple[Doing, tuple[GpuView, ...]] | None = None
         self._last_s = clock.boottime()
         self._lapsed = False
-        self._sampler = _Sampler(sample_gpus, interval_s=heartbeat_s) if worker.gpus else None
-        self._task: RunningTask | None = None
-        self._guard = Guard.start(worker.nonce, fence_s=GUARD_FENCE * lease_s)
         idle_s = idle_pace_s(heartbeat_s=heartbeat_s, lease_s=lease_s)
+
+        def interval_s() -> float:
+            return heartbeat_s if self._doing.task else idle_s
+
+        self._sampler = _Sampler(sample_gpus, interval_s=interval_s) if worker.gpus else None
+        self._task: RunningTask | None = None
+        self._guarding = threading.Lock()
+        self._guard_rests = False
+        self._guard = Guard.start(worker.nonce, fence_s=GUARD_FENCE * lease_s)
         self._pacemaker = Pacemaker(
             self._beat,
-            interval_s=lambda: heartbeat_s if self._doing.task else idle_s,
+            interval_s=interval_s,
             clock=clock,
             on_renewed=self._renewed,
         )
@@ -82,12 +92,16 @@ class Pulse:
                 since_s=self._clock.boottime(),
                 report=report,
             )
+            with self._guarding:
+                if self._guard_rests:
+                    self._tell_guard()  # before anything of the task runs
         self._pacemaker.beat_soon()
 
     def covers(self, task: RunningTask | None) -> None:
         """Let the guard know the running task's processes, or that there are none."""
-        self._task = task
-        self._guard.covers(task)
+        with self._guarding:
+            self._task = task
+            self._guard.covers(task)
 
     def note(self, text: str | None) -> None:
         """Show a few words beside the worker in `status`."""
@@ -109,7 +123,8 @@ class Pulse:
     def trust_again(self) -> None:
         """The ledger said that the lease is still ours."""
         self._lapsed = False
-        self._guard.renewed()
+        with self._guarding:
+            self._tell_guard()
 
     def stop(self) -> None:
         """End the thread and the guard, and remove the file."""
@@ -121,7 +136,14 @@ class Pulse:
 
     def _beat(self) -> None:
         doing = self._doing
+        gpus = self._sampler.latest if self._sampler else ()
         self._seq += 1
+        is_known = self._written == (doing, gpus) and self._seq % WHOLE_EVERY
+        if doing.task is None and is_known:
+            with suppress(FileNotFoundError):
+                self._file.tick(self._seq)
+                return
+        self._written = None
         report = read_last(doing.report) if doing.report is not None else None
         now_s = self._clock.boottime()
         self._file.write(
@@ -139,26 +161,41 @@ class Pulse:
                 step=report.step if report else None,
                 total=report.total if report else None,
                 metrics=dict(report.metrics) if report else {},
-                gpus=self._sampler.latest if self._sampler else (),
+                gpus=gpus,
                 note=doing.note,
             )
         )
+        self._written = (doing, gpus)
 
     def _renewed(self, at_s: float) -> None:
         """The file took the beat whose writing began at `at_s`."""
         if at_s - self._last_s > FENCE * self._lease_s:
             self._lapsed = True
         self._last_s = at_s
-        if not self._guard.renewed():  # somebody killed it: the task must not be without one
+        with self._guarding:
+            self._tell_guard()
+
+    def _tell_guard(self) -> None:
+        """Say that the lease was renewed or, once, that nothing runs."""
+        rests = self._doing.task is None
+        if rests and self._guard_rests:
+            return
+        self._guard_rests = False
+        if not (self._guard.rests() if rests else self._guard.renewed()):
+            # Somebody killed it: the task must not be without one.
             self._guard.close()
             self._guard = Guard.start(self._worker.nonce, fence_s=GUARD_FENCE * self._lease_s)
             self._guard.covers(self._task)
+            return
+        self._guard_rests = rests
 
 
 class _Sampler:
     """Asks NVML in a thread of its own: a driver that hangs must not stop the heartbeat."""
 
-    def __init__(self, sample: Callable[[], tuple[GpuView, ...]], *, interval_s: float) -> None:
+    def __init__(
+        self, sample: Callable[[], tuple[GpuView, ...]], *, interval_s: Callable[[], float]
+    ) -> None:
         self.latest: tuple[GpuView, ...] = ()
         self._sample = sample
         self._interval_s = interval_s
@@ -173,5 +210,5 @@ class _Sampler:
     def _loop(self) -> None:
         while True:
             self.latest = self._sample()
-            if self._stopping.wait(self._interval_s):
+            if self._stopping.wait(self._interval_s()):
                 return

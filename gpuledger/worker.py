@@ -39,8 +39,13 @@ from gpuledger.signals import Signals
 IDLE_POLL_S = 1.0
 IDLE_POLL_PER_WORKER_S = 0.05  # many idle workers look less often
 LONGEST_IDLE_POLL_S = 10.0
+IDLE_POLL_STRETCH = 2.5  # at most, where whoever finds work wakes the others of its machine
+IDLE_POLL_SPREAD = 0.8  # who began to wait at the same time does not go on looking at the same time
 LOOK_AGAIN_S = 5.0
-LOOK_AGAIN_PER_WORKER_S = 0.1  # ten locks a second in all, where tasks wait that none may take
+ASK_AGAIN_S = 5.0
+ASK_AGAIN_PER_WORKER_S = 0.1  # ten locks a second in all, where tasks wait that none may take
+ASK_IN_VAIN_S = 30.0
+ASK_IN_VAIN_PER_WORKER_S = 3.0
 SOON_S = 0.1
 COOL_DOWN_S = 60.0
 LONGEST_COOL_DOWN_S = 3600.0
@@ -187,6 +192,7 @@ class Worker:
 
     def _next(self) -> Claim | None:
         """Return the next attempt to run; None when it is time to leave."""
+        has_waited = False
         while not self._is_leaving():
             self._company.reap()
             if not self._readiness.may_start(self._company.sharers()):
@@ -194,6 +200,7 @@ class Worker:
                     return None
                 self._signals.wait(SOON_S if self._readiness.told is None else IDLE_POLL_S)
                 continue
+            seen = self.ledger.store.change_counter()  # before the claim: what comes later is news
             try:
                 found = self._patience.until_reached(self._claim, is_leaving=self._is_leaving)
             except LeaseLost:
@@ -201,12 +208,15 @@ class Worker:
                     return None
                 continue
             if isinstance(found, Claim):
+                if has_waited:  # there may be work for them, too
+                    self._company.wake_neighbours()
                 return found
             if self._gpus is not None:
                 self._gpus.let_others_start()
             if found is None or self._is_done(found):
                 return None
-            self._wait_for_work(found)
+            self._wait_for_work(found, seen)
+            has_waited = True
         return None
 
     def _claim(self) -> Claim | NothingToDo:
@@ -247,24 +257,44 @@ class Worker:
         for sweep, why in found.misfits.items():
             self._say(f"the pending tasks of {sweep} are not for this worker: it {why}")
 
-    def _wait_for_work(self, found: NothingToDo) -> None:
-        """Wait until the ledger changed, somebody died, or it is time to look again."""
+    def _wait_for_work(self, found: NothingToDo, seen: int | None) -> None:
+        """Wait until the ledger changed since `seen`, somebody died, or it is time to ask again."""
         clock = self._tools.clock
-        seen = self.ledger.store.change_counter()
-        crowd = len(self._company.live)
-        again_s = max(LOOK_AGAIN_S, LOOK_AGAIN_PER_WORKER_S * crowd)
-        if not found.pending:
-            again_s = max(6 * LOOK_AGAIN_S, 10 * LOOK_AGAIN_PER_WORKER_S * crowd)
-        until_s = clock.boottime() + again_s
-        while not self._is_leaving() and clock.boottime() < until_s:
-            crowd = len(self._company.live)
-            longest_s = min(LONGEST_IDLE_POLL_S, self._company.pace_s())
-            poll_s = min(max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * crowd), longest_s)
-            self._signals.wait(random.uniform(poll_s / 2, poll_s), also=self._company.descriptors())
+        spread = random.uniform(IDLE_POLL_SPREAD, 1.0)
+        began_s = clock.boottime()
+        while not self._is_leaving():
+            if clock.boottime() - began_s >= spread * self._ask_again_s(found):
+                return
+            ended = self._signals.wait(self._idle_wait_s(), also=self._company.descriptors())
             self._keeper.see_to_it()
             changes = self.ledger.store.change_counter()
-            if self._company.reap(changes=changes) or changes != seen:
+            is_due = bool(ended) or self._company.is_due(changes)
+            if (is_due and self._company.reap(changes=changes)) or changes != seen:
                 return
+
+    def _ask_again_s(self, found: NothingToDo) -> float:
+        """Return after how long a claim may find what the last one did not, in an unchanged ledger.
+
+        What waits may become this worker's with time; where nothing waits, only the change of
+        a ledger whose counter could not be read is found.
+        """
+        crowd = len(self._company.live)
+        if found.pending:
+            return max(ASK_AGAIN_S, ASK_AGAIN_PER_WORKER_S * crowd)
+        return max(ASK_IN_VAIN_S, ASK_IN_VAIN_PER_WORKER_S * crowd)
+
+    def _idle_wait_s(self) -> float:
+        """Return how long to wait before the ledger, and perhaps the others, are looked at again.
+
+        Many look less often. Where workers of one machine wake each other, each of them looks
+        less often still: one of them looks soon.
+        """
+        poll_s = max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * len(self._company.live))
+        poll_s = min(poll_s, LONGEST_IDLE_POLL_S)
+        poll_s *= min(1 + self._company.within_reach(), IDLE_POLL_STRETCH)
+        poll_s *= random.uniform(IDLE_POLL_SPREAD, 1.0)
+        look_s = max(self._company.look_in_s(), SOON_S)
+        return look_s if look_s * IDLE_POLL_SPREAD < poll_s else poll_s  # one waking does for both
 
     def _is_nothing_left(self) -> bool:
         """Tell whether a worker that cannot claim has nothing to wait for; asked now and then."""

@@ -545,9 +545,9 @@ def test_an_unreachable_ledger_says_so_first() -> None:
 
 def test_only_an_old_sign_of_life_is_mentioned() -> None:
     one = busy().workers[0]
-    for age_s, said in ((19.9, False), (None, False), (20.1, True)):
+    for age_s, said in ((24.9, False), (None, False), (25.1, True)):
         snapshot = replace(busy(), workers=(replace(one, heartbeat_age_s=age_s),))
-        assert ("silent for 20 s" in "\n".join(status(snapshot, width=140))) is said
+        assert ("silent for 25 s" in "\n".join(status(snapshot, width=140))) is said
 
 
 def test_the_attempt_counts_failures_and_never_more_than_there_are() -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -289,6 +290,50 @@ def test_renewals_keep_the_task_going() -> None:
         guard.close()
 
 
+HELD = {"0", "1", "2"}
+
+
+def descriptors(pid: int) -> set[str]:
+    return {entry.name for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def switches(pid: int) -> int:
+    """Return how often a process has waited for something."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+def test_a_guard_that_rests_sleeps_until_something_is_said() -> None:
+    resting, other = Guard.start(NONCE, fence_s=1.0), Guard.start(f"{NONCE}o", fence_s=1.0)
+    try:
+        for each in (resting, other):
+            wait_until(lambda pid=each.pid: descriptors(pid) == HELD, because="not begun")  # type: ignore[misc]
+        with sleeper(**{MARK: f"{NONCE}.a.1"}) as left, sleeper(**{MARK: f"{NONCE}o.a.1"}) as child:
+            assert resting.rests()
+            before = {each.pid: switches(each.pid) for each in (resting, other)}
+            wait_until(other.froze, because="silence freezes the task of one that does not rest")
+            assert state(child.pid) == "T"
+            assert state(left.pid) == "S"
+            assert switches(other.pid) - before[other.pid] >= 5
+            assert switches(resting.pid) - before[resting.pid] <= 3
+
+            assert resting.covers(SimpleNamespace(pid=left.pid))  # type: ignore[arg-type]
+            beats = 0
+
+            def beat() -> bool:
+                nonlocal beats
+                beats += 1
+                assert resting.renewed()
+                assert not resting.froze(), "the rest must not count as silence"
+                return beats >= 30
+
+            wait_until(beat, because="30 beats take less than the fence")
+            wait_until(resting.froze, because="it does not rest any more")
+    finally:
+        resting.close()
+        other.close()
+
+
 def test_silence_without_a_task_is_no_news() -> None:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, its:
@@ -330,11 +375,8 @@ def test_only_the_end_of_its_worker_ends_the_guard(guard: Guard) -> None:
 
 
 def test_the_guard_holds_nothing_but_its_line(guard: Guard) -> None:
-    def descriptors() -> set[str]:
-        return {entry.name for entry in Path(f"/proc/{guard.pid}/fd").iterdir()}
-
     # Until it has begun it holds its own source, too.
-    wait_until(lambda: descriptors() == {"0", "1", "2"}, because="it should hold nothing else")
+    wait_until(lambda: descriptors(guard.pid) == HELD, because="it should hold nothing else")
     assert Path(f"/proc/{guard.pid}/fd/1").readlink() == Path("/dev/null")
     assert Path(f"/proc/{guard.pid}/cwd").readlink() == Path("/")
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gpuledger.heartbeat import (
     MISSING,
     RECORD_BYTES,
+    TICK_BYTES,
     Beat,
     HeartbeatFile,
     Pacemaker,
@@ -55,6 +56,7 @@ def test_whatever_a_task_reports_fits(metrics: dict[str, str], note: str) -> Non
     assert read is not None
     assert (read.nonce, read.task, read.note) == (BEAT.nonce, BEAT.task, note)
     assert read.gpus == BEAT.gpus
+    assert encode(beat).endswith(b" " * TICK_BYTES)
 
 
 def test_every_torn_record_is_known_as_torn() -> None:
@@ -96,6 +98,26 @@ def test_the_file_is_rewritten_in_place(path: Path) -> None:
     assert read_raw(path) == MISSING
     assert read_sign_of_life(path, now=0) == (None, None)
     file.remove()
+
+
+def test_a_tick_is_a_sign_of_life_that_leaves_the_beat_as_it_was(path: Path) -> None:
+    for beat in (BEAT, replace(BEAT, note="x" * 3000, metrics={"long": "x" * 5000})):
+        file = HeartbeatFile(path)
+        file.write(beat)
+        seen = [read_raw(path)]
+        read = decode(seen[0] or b"")
+        for seq in (4, 5, 10**15):
+            file.tick(seq)
+            seen.append(read_raw(path))
+            assert decode(seen[-1] or b"") == read
+        assert len(set(seen)) == 4
+        assert path.stat().st_size == RECORD_BYTES
+
+
+def test_a_tick_makes_no_file(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        HeartbeatFile(path).tick(4)
+    assert read_raw(path) == MISSING
 
 
 def test_workers_of_the_same_name_have_files_of_their_own(tmp_path: Path) -> None:
@@ -281,7 +303,7 @@ def test_a_worker_that_runs_nothing_shows_it_and_gives_fewer_signs() -> None:
     assert shows_idle(encode(replace(BEAT, task=None)))
     assert not shows_idle(encode(BEAT))
     assert not shows_idle(None)
-    assert idle_pace_s(heartbeat_s=5, lease_s=60) == 15
-    assert idle_pace_s(heartbeat_s=5, lease_s=600) == 15
-    assert idle_pace_s(heartbeat_s=10, lease_s=60) == 15
+    assert idle_pace_s(heartbeat_s=5, lease_s=60) == 20
+    assert idle_pace_s(heartbeat_s=5, lease_s=600) == 20
+    assert idle_pace_s(heartbeat_s=10, lease_s=60) == 20
     assert idle_pace_s(heartbeat_s=20, lease_s=60) == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import sys
@@ -120,6 +121,69 @@ def test_the_end_of_a_worker_on_this_machine_wakes_and_is_told_once(
     assert lookout.dead_here((me,)) == {}
 
 
+LISTENER = """
+from gpuledger.signals import listen
+with listen() as signals:
+    print("listens", flush=True)
+    signals.wait(None)
+    print("woken", flush=True)
+"""
+
+
+def test_a_neighbour_that_waits_is_woken_and_one_that_ended_is_out_of_reach(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", LISTENER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listens\n"
+        it = identity(
+            "it", machine=this_machine(), pid=process.pid, pid_start=pid_start(process.pid) or 0
+        )
+        lookout = Lookout(tmp_path, "me", lease_s=60, heartbeat_s=5, clock=SystemClock())
+        assert lookout.within_reach() == 0
+        lookout.dead_here((it, identity("me", machine=this_machine())))
+        assert lookout.within_reach() == 1
+        assert not lookout.must_ask()
+
+        lookout.wake_neighbours()
+        assert process.stdout.readline() == "woken\n"
+    lookout.wake_neighbours()
+    lookout.dead_here((it,))
+    assert lookout.must_ask(), "until somebody recorded its end"
+    lookout.dead_here(())
+    assert lookout.within_reach() == 0
+    lookout.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
+def test_another_users_worker_is_out_of_reach(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        asking = f"""
+import os, sys
+from pathlib import Path
+from gpuledger.clock import SystemClock
+from gpuledger.lookout import Lookout
+from gpuledger.process import pid_start, this_machine
+from tests.helpers import identity
+it = identity("it", machine=this_machine(), pid={process.pid}, pid_start=pid_start({process.pid}))
+def look():
+    lookout = Lookout(Path("/"), "me", lease_s=60, heartbeat_s=5, clock=SystemClock())
+    lookout.dead_here((it,))
+    print(len(lookout.descriptors()), lookout.within_reach())
+look()
+os.setuid(12345)
+look()
+"""
+        try:
+            told = subprocess.run(
+                [sys.executable, "-c", asking], stdout=subprocess.PIPE, check=True
+            )
+        finally:
+            process.kill()
+    assert told.stdout == b"1 1\n1 0\n"
+
+
 def test_a_process_that_only_has_the_same_number_is_not_followed(tmp_path: Path) -> None:
     me = identity("me", machine=this_machine())
     stranger = identity("it", machine=this_machine(), pid=1, pid_start=1)
@@ -159,15 +223,15 @@ def test_who_runs_nothing_is_looked_at_less_often(
 
     monkeypatch.setattr("gpuledger.lookout.read_known", note)
     lookout = Lookout(tmp_path, "me", lease_s=60, heartbeat_s=5, clock=clock)
-    for _ in range(3):
+    for _ in range(4):
         lookout.silent(live)
         clock.advance(5)
-    assert read == ["idle", "busy", "busy", "busy"]
+    assert read == ["idle", "busy", "busy", "busy", "busy"]
     lookout.silent(live)
-    assert read[4:] == ["idle", "busy"]
+    assert read[5:] == ["idle", "busy"]
     assert lookout.pace_s() == 5
     assert lookout.silent(live[:2]) == {}
-    assert lookout.pace_s() == 15
+    assert lookout.pace_s() == 24
 
     lookout.look_anew()
     assert lookout.pace_s() == 5
@@ -189,4 +253,4 @@ def test_who_died_while_it_ran_nothing_is_found_nevertheless(tmp_path: Path) -> 
         waited_s += lookout.pace_s() + 4
         dead = lookout.silent(live)
     assert set(dead) == {"idle"}
-    assert 60 <= waited_s <= 60 + 2 * 19
+    assert 60 <= waited_s <= 60 + 2 * 28

@@ -5,13 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gpuledger.ledger import Ledger
+from gpuledger.locks import read_holder
 from tests.helpers import wait_until
 from tests.shell import (
+    environment,
     gpuledger,
     processes_with,
     records,
@@ -65,6 +71,55 @@ def test_two_workers_drain_200_tasks_each_exactly_once(tmp_path: Path) -> None:
     assert len(ran) == 200
     assert {line["worker"] for line in ran} == {"alpha:cpu", "beta:cpu"}
     assert states(tmp_path)["completed"] == 200
+
+
+SELDOM = """
+import gpuledger.worker
+gpuledger.worker.IDLE_POLL_S = gpuledger.worker.LONGEST_IDLE_POLL_S = 3600.0
+from gpuledger.cli import main
+main()
+"""
+
+
+def test_who_finds_work_after_waiting_wakes_the_others_of_its_machine(tmp_path: Path) -> None:
+    Ledger.create(tmp_path / ".gpuledger", lease_s=3600, heartbeat_s=5)
+    (tmp_path / "seldom.py").write_text(SELDOM, encoding="utf-8")
+    seldom = [sys.executable, "seldom.py", "work", "--cpu", "--wait"]
+    env = environment(GPULEDGER_HOST="alpha", PYTHONPATH=str(Path.cwd()))
+    with subprocess.Popen(seldom, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL) as sleeper:
+        try:
+            found_nothing(tmp_path, sleeper.pid)
+            with worker("--cpu", "--wait", cwd=tmp_path) as finder:
+                found_nothing(tmp_path, finder.pid)
+                start_sweep(  # each waits for the other, longer than one who is awake needs
+                    tmp_path,
+                    """
+open(os.environ["GPULEDGER_TASK"], "w").close()
+until = time.monotonic() + 30
+while not (os.path.exists("exp_0_0") and os.path.exists("exp_0_1")):
+    assert time.monotonic() < until
+    time.sleep(0.01)
+""",
+                    'command = "python -I -S train.py"\nseeds = 2\n[run]\nmax_attempts = 1\n',
+                )
+                wait_until(
+                    lambda: states(tmp_path)["completed"] + states(tmp_path)["failed"] == 2,
+                    because="neither ended",
+                    timeout_s=60,
+                )
+        finally:
+            sleeper.kill()
+    assert states(tmp_path)["completed"] == 2
+
+
+def found_nothing(folder: Path, pid: int) -> None:
+    """Wait until a worker's claim was the ledger's last transaction."""
+    wait_until(
+        lambda: re.search(
+            rf"process {pid} .*'claim", read_holder(folder / ".gpuledger" / "ledger.lock") or ""
+        ),
+        because="it did not ask for a task",
+    )
 
 
 def test_a_download_that_fails_on_one_host_works_on_another(tmp_path: Path) -> None:

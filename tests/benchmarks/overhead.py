@@ -2,9 +2,11 @@
 
 Two workloads: `python -c pass`, where everything but the task is overhead, and a script that
 imports torch and works for 0.1 s, cold and warm. Rounds of xargs and gpuledger alternate. The time
-includes the workers' own start and end. Warm, many more tasks are run than xargs can wait for:
-its time is taken times as many. The idle gap is from the script's last line to the first one of
-the next on the same worker, by the scripts' own clock.
+includes the workers' own start and end. A bare loop of `subprocess.run` in each of two Python
+processes, which keeps nothing of what it ran, is the least that any program in Python takes. Warm,
+many more tasks are run than xargs can wait for: its time is taken times as many. The idle gap is
+from the script's last line to the first one of the next on the same worker, by the scripts' own
+clock.
 """
 
 from __future__ import annotations
@@ -44,9 +46,8 @@ if "GPULEDGER_WORKER" in os.environ:
 def run(*, rounds: int, tasks: int, torch_tasks: int, torch_python: str | None) -> dict[str, Any]:
     """Measure both workloads; the second only with a Python that has torch."""
     plain = [sys.executable, "-c", "pass"]
-    figures: dict[str, Any] = {
-        "python -c pass": _compare(plain, rounds=rounds, counts={"cold": tasks, "xargs": tasks})
-    }
+    counts = {"cold": tasks, "bare": tasks, "xargs": tasks}
+    figures: dict[str, Any] = {"python -c pass": _compare(plain, rounds=rounds, counts=counts)}
     if torch_python is None:
         return {**figures, "left_out": {"torch": "torch is not installed"}}
     with tempfile.TemporaryDirectory(prefix="gpuledger-bench-") as scratch:
@@ -77,6 +78,9 @@ def _compare(
     for _ in range(rounds):
         took["xargs"].append(xargs_s(command, counts["xargs"]))
         for kind in kinds:
+            if kind == "bare":
+                took[kind].append(bare_s(command, counts[kind]))
+                continue
             took[kind].append(gpuledger_s(command, counts[kind], RUN_KEYS[kind]))
             if times is not None:
                 gaps[kind] += _gaps_ms(times)
@@ -124,6 +128,15 @@ def xargs_s(command: Sequence[str], tasks: int) -> float:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    return time.perf_counter() - began
+
+
+def bare_s(command: Sequence[str], tasks: int) -> float:
+    """Return how long it takes in as many Python processes that do nothing else."""
+    program = f"import subprocess\nfor _ in range({tasks // WORKERS}): subprocess.run({command!r})"
+    began = time.perf_counter()
+    loops = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(WORKERS)]
+    assert [loop.wait() for loop in loops] == [0] * WORKERS
     return time.perf_counter() - began
 
 

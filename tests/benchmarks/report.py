@@ -74,8 +74,11 @@ def _throughput(found: Results) -> Iterator[str]:
 
 
 def _overhead(found: Results) -> Iterator[str]:
-    yield "| 2 workers, time ÷ `xargs -P2` | cold | warm | idle between two, cold; warm |"
-    yield "| --- | --- | --- | --- |"
+    yield (
+        "| 2 workers, time ÷ `xargs -P2` | cold | warm | a bare loop of `subprocess.run` "
+        "| idle between two, cold; warm |"
+    )
+    yield "| --- | --- | --- | --- | --- |"
     for label, one in found.items():
         if label != "left_out":
             ratios = one["over_xargs"]
@@ -83,7 +86,7 @@ def _overhead(found: Results) -> Iterator[str]:
             idle = "; ".join(_ms(gaps[kind]) for kind in ratios if kind in gaps)
             yield (
                 f"| `{label}` | {_ratio(ratios.get('cold'))} | {_ratio(ratios.get('warm'))} "
-                f"| {idle or '–'} |"
+                f"| {_ratio(ratios.get('bare'))} | {idle or '–'} |"
             )
 
 

@@ -1,0 +1,106 @@
+"""The loop of one worker, run by the test itself: when it looks, and what it does not miss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuledger import worker as worker_module
+from gpuledger.clock import SystemClock
+from gpuledger.ledger import Ledger
+from gpuledger.model import Claim, NothingToDo
+from gpuledger.pulse import Pulse
+from gpuledger.signals import Signals, listen
+from gpuledger.worker import Tools, Worker, WorkerOptions
+from tests.helpers import identity, spec
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.create(tmp_path / ".gpuledger")
+
+
+@contextmanager
+def told_to_leave_in_time() -> Iterator[Signals]:
+    """A worker that waits for ever leaves: the test then fails by what was not done."""
+    with listen() as signals:
+        timer = threading.Timer(PATIENCE_S, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        try:
+            yield signals
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+def tools(ledger: Ledger, signals: Signals) -> Tools:
+    return Tools(
+        signals=signals,
+        clock=SystemClock(),
+        say=lambda line: None,
+        environ=os.environ,
+        pulse=lambda me: Pulse(
+            ledger.folder, me, lease_s=60, heartbeat_s=5, clock=SystemClock(), sample_gpus=tuple
+        ),
+        identify=identity,
+    )
+
+
+def test_what_is_added_just_after_a_claim_found_nothing_is_seen(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "ASK_IN_VAIN_S", 3600.0)
+    claim_as_always, claims = ledger.claim, []
+
+    def claim(*given: Any, **more: Any) -> Claim | NothingToDo:
+        found = claim_as_always(*given, **more)
+        claims.append(found)
+        if len(claims) == 1:
+            assert isinstance(found, NothingToDo)
+            Ledger.open(ledger.folder).add_sweep(spec(points=1))
+        return found
+
+    monkeypatch.setattr(ledger, "claim", claim)
+    with told_to_leave_in_time() as signals:
+        Worker(ledger, WorkerOptions(max_tasks=1, stay=True), tools(ledger, signals)).run()
+
+    assert ledger.snapshot().counts.completed == 1
+    assert len(claims) == 2
+
+
+def test_a_ledger_in_which_nothing_changes_is_asked_seldom(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks at the counter, and not one more transaction."""
+    monkeypatch.setattr(worker_module, "IDLE_POLL_S", 0.05)
+    counter_as_always, looks = ledger.store.change_counter, []
+    connect_as_always, transactions = ledger.store._with_connection, 0
+
+    with told_to_leave_in_time() as signals:
+
+        def change_counter() -> int | None:
+            looks.append(transactions)
+            if len(looks) == 30:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return counter_as_always()
+
+        def with_connection(*given: Any, **more: Any) -> Any:
+            nonlocal transactions
+            transactions += 1
+            return connect_as_always(*given, **more)
+
+        monkeypatch.setattr(ledger.store, "change_counter", change_counter)
+        monkeypatch.setattr(ledger.store, "_with_connection", with_connection)
+        Worker(ledger, WorkerOptions(stay=True), tools(ledger, signals)).run()
+
+    assert looks[0] > 0
+    assert looks[-1] == looks[10]
