@@ -40,8 +40,9 @@ LOOK_S = 60.0
 KEPT = 10
 HOURLY_KEPT = 24
 
-SCRATCH = "gpuledger-backup-"
+SCRATCH = ".gpuledger-scratch-"
 SCRATCH_LOCK = "lock"
+COPY = "ledger.db"
 YOUNG_S = 60.0
 """A scratch folder so young may be one that its maker has not locked yet."""
 
@@ -80,7 +81,7 @@ def take(store: Store, *, clock: Clock) -> Backup:
     try:
         make_folder(folder)
         with _scratch() as scratch:
-            copy = scratch / "ledger.db"
+            copy = scratch / COPY
             copy.touch(mode=0o600)
             counter = store.change_counter()  # before the copy: it may be newer, never older
             epoch, change = store.read(lambda db: _copy(db, copy))
@@ -115,7 +116,10 @@ def _scratch() -> Iterator[Path]:
 
 
 def _remove_abandoned(place: Path, *, before: float) -> None:
-    """Remove this user's scratch folders that nobody locks; who makes one has a moment to."""
+    """Remove this user's scratch folders that nobody locks; who makes one has a moment to.
+
+    Only what is put into them: whoever kept something else there finds it again.
+    """
     for path in place.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
             status = path.lstat()
@@ -123,9 +127,13 @@ def _remove_abandoned(place: Path, *, before: float) -> None:
                 continue
             if status.st_mtime >= before:
                 continue
-            with try_lock(path / SCRATCH_LOCK) as is_abandoned:
-                if is_abandoned:
-                    shutil.rmtree(path)
+            if (path / SCRATCH_LOCK).exists():
+                with try_lock(path / SCRATCH_LOCK) as is_abandoned:
+                    if not is_abandoned:
+                        continue
+                    for name in (COPY, f"{COPY}-journal", SCRATCH_LOCK):
+                        (path / name).unlink(missing_ok=True)
+            path.rmdir()
 
 
 def examine(path: Path) -> str | None:

@@ -71,7 +71,7 @@ class Company:
         return max(due_s - self._clock.boottime(), 0.0)
 
     def within_reach(self) -> int:
-        """Return how many workers of this machine would be woken, and can wake this one."""
+        """Return how many workers of this machine `wake_neighbours` would reach."""
         return self._lookout.within_reach()
 
     def wake_neighbours(self) -> None:

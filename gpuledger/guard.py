@@ -2,12 +2,12 @@
 
 `process.py` starts it as `python -I -S guard.py NONCE FENCE_S`, with one end of a socket pair as
 its standard input; it imports nothing but the standard library, and little of that, since one runs
-beside every worker. The worker sends `renewed` whenever its lease was renewed. When the other end
-closes, the worker is gone, and every process of its tasks is killed. When nothing came for
-`FENCE_S`, the worker is stopped or hangs, and every process of its tasks is frozen before another
-worker can take the task over; thawing is left to the worker, which looks at its lease first. After
-`rests`, until anything else is said, nothing runs and the guard only waits. What is needed to find
-and signal processes is shared with `process.py`.
+beside every worker. The worker sends `renewed` and when, whenever its lease was renewed. When the
+other end closes, the worker is gone, and every process of its tasks is killed. When nothing came
+for `FENCE_S`, the worker is stopped or hangs, and every process of its tasks is frozen before
+another worker can take the task over; thawing is left to the worker, which looks at its lease
+first. After `rests`, until the next `renewed`, nothing runs and the guard only waits. What is
+needed to find and signal processes is shared with `process.py`.
 """
 
 from __future__ import annotations
@@ -242,13 +242,14 @@ def watch(channel: int, *, nonce: str, fence_s: float) -> None:
             message = _receive(channel)
             if not message:
                 break
-            if message == RENEWED or rests:
-                heard_at = _boottime()
-                told = False
-            rests = message == RESTS
-            if message.startswith(TASK):
+            if message.startswith(RENEWED):
+                heard_at = float(message.split()[1])
+                told = rests = False
+            elif message == RESTS:
+                rests = True
+            elif message.startswith(TASK):
                 task = read_process(int(message.split()[1]))
-        silent = _boottime() - heard_at >= fence_s
+        silent = not rests and _boottime() - heard_at >= fence_s
         # What hangs in the kernel stops when it comes back: again and again, but told once.
         if silent and _freeze(channel, nonce, task) and not told:
             told = True

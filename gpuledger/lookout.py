@@ -38,6 +38,9 @@ IDLE_LOOK = 0.4
 """Share of the lease after which files of workers that run nothing are read again: who reads them
 more than half of it apart begins to measure anew (`heartbeat.Watcher`)."""
 
+LATE_S = 1.1
+"""A look may come so much later than it is due: who runs a task looks round each second."""
+
 SLACK = 0.8
 """Of that time: then a file is read with the others, if they are read anyway."""
 
@@ -56,7 +59,8 @@ class Lookout:
         self.folder = folder
         self.me = me
         self._heartbeat_s = heartbeat_s
-        self._idle_pace_s = max(heartbeat_s, IDLE_LOOK * lease_s)
+        self._idle_pace_s = max(heartbeat_s, min(IDLE_LOOK * lease_s, lease_s / 2 - LATE_S))
+        self._rest_s = min(SLACK * self._idle_pace_s, self._idle_pace_s - heartbeat_s)
         self._watcher = Watcher(clock=clock, lease_s=lease_s)
         self._not_before_s: dict[str, float] = {}
         self._pace_s = self._idle_pace_s
@@ -90,7 +94,7 @@ class Lookout:
             signal_pidfd(descriptor, signal.SIGCHLD)
 
     def within_reach(self) -> int:
-        """Return how many workers of this machine would be woken, and can wake this one."""
+        """Return how many workers of this machine `wake_neighbours` would reach."""
         return self._within_reach
 
     def must_ask(self) -> bool:
@@ -167,7 +171,7 @@ class Lookout:
             if self._watcher.observe(worker.nonce, raw, asked_s=asked_s) is Verdict.DEAD:
                 found[worker.nonce] = _unchanged(path, raw)
             if shows_idle(raw):
-                self._not_before_s[worker.nonce] = asked_s + SLACK * self._idle_pace_s
+                self._not_before_s[worker.nonce] = asked_s + self._rest_s
             else:
                 self._not_before_s.pop(worker.nonce, None)
         busy = any(worker.nonce not in self._not_before_s for worker in looked_at)

@@ -540,9 +540,13 @@ class Guard:
         """Return the descriptor that is readable when `froze` has something to say."""
         return self._line.fileno()
 
-    def renewed(self) -> bool:
-        """Say that the lease was renewed; False when the guard is gone: start another."""
-        return self._say(RENEWED)
+    def renewed(self, at_s: float) -> bool:
+        """Say when the lease was renewed; False when the guard is gone: start another.
+
+        Args:
+            at_s: Seconds since this machine started, as `Clock.boottime` returns them.
+        """
+        return self._say(RENEWED + b" %.6f" % at_s)
 
     def rests(self) -> bool:
         """Say that nothing runs, nor will before the next `renewed`; it sleeps until then."""

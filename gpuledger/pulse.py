@@ -15,7 +15,7 @@ from pathlib import Path
 from gpuledger.clock import Clock
 from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path, idle_pace_s
 from gpuledger.model import Claim, GpuView, WorkerIdentity
-from gpuledger.process import Guard
+from gpuledger.process import CannotStart, Guard
 from gpuledger.reports import read_last
 from gpuledger.running_task import RunningTask
 
@@ -81,7 +81,11 @@ class Pulse:
         self._pacemaker.start()
 
     def show(self, claim: Claim | None, report: Path | None = None) -> None:
-        """Tell the others what this worker runs now; None means nothing."""
+        """Tell the others what this worker runs now; None means nothing.
+
+        Raises:
+            CannotStart: There is no guard, and there cannot be one now: the task must not run.
+        """
         if claim is None:
             self._doing = Doing()
             self.covers(None)
@@ -172,7 +176,7 @@ class Pulse:
         if at_s - self._last_s > FENCE * self._lease_s:
             self._lapsed = True
         self._last_s = at_s
-        with self._guarding:
+        with self._guarding, suppress(CannotStart):  # the next beat tries again
             self._tell_guard()
 
     def _tell_guard(self) -> None:
@@ -181,7 +185,8 @@ class Pulse:
         if rests and self._guard_rests:
             return
         self._guard_rests = False
-        if not (self._guard.rests() if rests else self._guard.renewed()):
+        # After a rest, too: the others count from the last sign of life, not from the claim.
+        if not (self._guard.rests() if rests else self._guard.renewed(self._last_s)):
             # Somebody killed it: the task must not be without one.
             self._guard.close()
             self._guard = Guard.start(self._worker.nonce, fence_s=GUARD_FENCE * self._lease_s)

@@ -31,6 +31,7 @@ from gpuledger.model import (
 from gpuledger.origin import Origin
 from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
 from gpuledger.patience import Patience
+from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
 from gpuledger.readiness import Readiness
 from gpuledger.recorder import Recorder, Rules
@@ -93,6 +94,23 @@ class Tools:
     admit: Callable[[], None] = lambda: None
     gpus: GpuGate | None = None
     allocation: Allocation | None = None
+
+
+def idle_wait_s(*, workers: int, within_reach: int, look_in_s: float) -> float:
+    """Return how long to wait before the ledger, and perhaps the others, are looked at again.
+
+    Many look less often. Where those of one machine that wait wake each other, each of them looks
+    less often still: one of them looks soon.
+
+    Args:
+        workers: How many live.
+        within_reach: How many others of this machine can be woken.
+        look_in_s: After how many seconds the others want to be looked at.
+    """
+    poll_s = min(max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * workers), LONGEST_IDLE_POLL_S)
+    poll_s *= min(1 + within_reach, IDLE_POLL_STRETCH) * random.uniform(IDLE_POLL_SPREAD, 1.0)
+    look_s = max(look_in_s, SOON_S)
+    return look_s if look_s * IDLE_POLL_SPREAD < poll_s else poll_s  # one waking does for both
 
 
 class Worker:
@@ -265,7 +283,13 @@ class Worker:
         while not self._is_leaving():
             if clock.boottime() - began_s >= spread * self._ask_again_s(found):
                 return
-            ended = self._signals.wait(self._idle_wait_s(), also=self._company.descriptors())
+            company = self._company
+            wait_s = idle_wait_s(
+                workers=len(company.live),
+                within_reach=company.within_reach(),
+                look_in_s=company.look_in_s(),
+            )
+            ended = self._signals.wait(wait_s, also=company.descriptors())
             self._keeper.see_to_it()
             changes = self.ledger.store.change_counter()
             is_due = bool(ended) or self._company.is_due(changes)
@@ -282,19 +306,6 @@ class Worker:
         if found.pending:
             return max(ASK_AGAIN_S, ASK_AGAIN_PER_WORKER_S * crowd)
         return max(ASK_IN_VAIN_S, ASK_IN_VAIN_PER_WORKER_S * crowd)
-
-    def _idle_wait_s(self) -> float:
-        """Return how long to wait before the ledger, and perhaps the others, are looked at again.
-
-        Many look less often. Where workers of one machine wake each other, each of them looks
-        less often still: one of them looks soon.
-        """
-        poll_s = max(IDLE_POLL_S, IDLE_POLL_PER_WORKER_S * len(self._company.live))
-        poll_s = min(poll_s, LONGEST_IDLE_POLL_S)
-        poll_s *= min(1 + self._company.within_reach(), IDLE_POLL_STRETCH)
-        poll_s *= random.uniform(IDLE_POLL_SPREAD, 1.0)
-        look_s = max(self._company.look_in_s(), SOON_S)
-        return look_s if look_s * IDLE_POLL_SPREAD < poll_s else poll_s  # one waking does for both
 
     def _is_nothing_left(self) -> bool:
         """Tell whether a worker that cannot claim has nothing to wait for; asked now and then."""
@@ -320,10 +331,15 @@ class Worker:
         """Run one attempt; False when this worker was found dead and began anew."""
         files = runner.files_of(self.ledger.folder, claim)
         self._say(claimed_line(claim, self.me.name))
-        self._pulse.show(claim, files.report)
         started_at = self._tools.clock.now()
         self._recorder.began(claim, at=started_at)
         self.attempts_run += 1
+        try:
+            self._pulse.show(claim, files.report)
+        except CannotStart as problem:
+            self._pulse.show(None)
+            self._release_unstarted(claim, problem, started_at=started_at)
+            return True
         self._origins.begin(self._start_of(claim, files))
         if self._gpus is not None:
             self._gpus.begin()
@@ -507,9 +523,14 @@ class Worker:
         limit = self._options.max_tasks
         return None if limit is None else limit - self.attempts_run
 
-    def _release_unstarted(self, claim: Claim, error: OSError, *, started_at: float) -> None:
-        """The attempt's files could not be made: not the task's fault, so it is handed back."""
-        self._say(f"{claim.task}: no files could be made for it ({error}); handed back")
+    def _release_unstarted(
+        self, claim: Claim, error: OSError | CannotStart, *, started_at: float
+    ) -> None:
+        """It got no files or no guard: not the task's fault, so it is handed back."""
+        lacks = (
+            "guard could be started" if isinstance(error, CannotStart) else "files could be made"
+        )
+        self._say(f"{claim.task}: no {lacks} for it ({error}); handed back")
         ending = Ending(outcome=Outcome.INTERRUPTED, error=f"could not start: {error}")
         self._recorder.ended(claim, ending, started_at=started_at)
         self.attempts_run -= 1

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from gpuledger import guard as guard_module
+from gpuledger.clock import SystemClock
 from gpuledger.guard import (
     FROZEN,
     MARK,
+    RESTS,
+    TASK,
     Process,
     freeze_all,
     is_running,
@@ -32,6 +36,10 @@ from tests.helpers import wait_until
 
 NONCE = f"g{os.getpid()}"
 """Tests that run beside these must not take our tasks for theirs."""
+
+
+def now_s() -> float:
+    return SystemClock().boottime()
 
 
 def gone(pid: int) -> bool:
@@ -165,6 +173,7 @@ def test_killing_gives_up_after_its_time() -> None:
 WORKER = """
 import os, sys
 from pathlib import Path
+from gpuledger.clock import SystemClock
 from gpuledger.process import Guard, become_subreaper, start
 become_subreaper()
 guard = Guard.start(sys.argv[3], fence_s=float(sys.argv[1]))
@@ -173,7 +182,7 @@ task = start([sys.executable, "-c", sys.argv[2]], cwd=Path.cwd(), env=env, log=P
 guard.covers(task)
 print(guard.pid, task.pid, flush=True)
 while sys.stdin.readline():
-    guard.renewed()
+    guard.renewed(SystemClock().boottime())
     print(guard.froze(), flush=True)
 """
 
@@ -277,7 +286,7 @@ def test_renewals_keep_the_task_going() -> None:
             def beat() -> bool:
                 nonlocal beats
                 beats += 1
-                assert guard.renewed()
+                assert guard.renewed(now_s())
                 assert not guard.froze()
                 return beats >= 150  # at 10 ms each: longer than the fence
 
@@ -323,7 +332,7 @@ def test_a_guard_that_rests_sleeps_until_something_is_said() -> None:
             def beat() -> bool:
                 nonlocal beats
                 beats += 1
-                assert resting.renewed()
+                assert resting.renewed(now_s())
                 assert not resting.froze(), "the rest must not count as silence"
                 return beats >= 30
 
@@ -332,6 +341,40 @@ def test_a_guard_that_rests_sleeps_until_something_is_said() -> None:
     finally:
         resting.close()
         other.close()
+
+
+def test_silence_counts_from_the_renewal_and_not_from_the_end_of_a_rest() -> None:
+    guard = Guard.start(NONCE, fence_s=1000.0)
+    try:
+        with sleeper(**{MARK: f"{NONCE}.a.1"}):
+            assert guard.rests()
+            assert guard.covers(None)  # may come after that, and says nothing about the rest
+            assert guard.renewed(now_s() - 999.5)
+            wait_until(guard.froze, because="others count from then")
+    finally:
+        guard.close()
+
+
+def test_only_a_renewal_ends_a_rest(tmp_path: Path) -> None:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its, sleeper(**{MARK: f"{NONCE}.a.1"}) as child:
+        watching = threading.Thread(
+            target=watch, args=(its.fileno(),), kwargs={"nonce": NONCE, "fence_s": 0.2}
+        )
+        ours.setblocking(False)
+        for message in (RESTS, TASK + b" 0"):
+            ours.send(message)
+        watching.start()
+        other = Guard.start(f"{NONCE}o", fence_s=0.2)
+        with sleeper(**{MARK: f"{NONCE}o.a.1"}):
+            wait_until(other.froze, because="silence freezes the task of one that does not rest")
+        other.close()
+        assert state(child.pid) == "S"
+        with pytest.raises(BlockingIOError):
+            ours.recv(64)
+        ours.close()
+        watching.join()
+        assert gone(child.pid)
 
 
 def test_silence_without_a_task_is_no_news() -> None:
@@ -393,10 +436,10 @@ def test_the_guard_of_a_worker_that_is_itself_a_task_is_not_marked(
 
 
 def test_the_worker_learns_that_its_guard_is_gone(guard: Guard) -> None:
-    assert guard.renewed()
+    assert guard.renewed(now_s())
     assert guard.covers(None)
     os.kill(guard.pid, signal.SIGKILL)
-    wait_until(lambda: not guard.renewed(), because="nobody listens any more")
+    wait_until(lambda: not guard.renewed(now_s()), because="nobody listens any more")
 
     assert not guard.covers(None)
     assert not guard.froze()
@@ -406,7 +449,7 @@ def test_a_stopped_guard_does_not_stop_its_worker() -> None:
     guard = Guard.start(NONCE, fence_s=3600)
     os.kill(guard.pid, signal.SIGSTOP)
     try:
-        assert all(guard.renewed() for _ in range(10_000))
+        assert all(guard.renewed(now_s()) for _ in range(10_000))
     finally:
         guard.close(timeout_s=0.05)
     assert gone(guard.pid)

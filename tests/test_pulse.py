@@ -15,7 +15,7 @@ from gpuledger.clock import SystemClock
 from gpuledger.heartbeat import beat_path, decode, read_raw
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, GpuView, WorkerIdentity
-from gpuledger.process import Guard
+from gpuledger.process import CannotStart, Guard
 from gpuledger.pulse import Pulse
 from gpuledger.running_task import RunningTask
 from tests.helpers import identity, spec, wait_until
@@ -27,12 +27,14 @@ class NotingGuard:
 
     told: list[str]
     is_there = True
+    renewed_at_s = 0.0
 
     def __init__(self) -> None:
         self.told = []
 
-    def renewed(self) -> bool:
+    def renewed(self, at_s: float) -> bool:
         self.told.append("renewed")
+        self.renewed_at_s = at_s
         return self.is_there
 
     def rests(self) -> bool:
@@ -134,8 +136,10 @@ def test_the_guard_of_an_idle_worker_is_told_once_to_rest_and_woken_before_a_tas
         records(path, 5)
         assert guards[0].told == ["rests"]
 
+        last_s = pulse._last_s
         pulse.show(claim)
         assert guards[0].told[:2] == ["rests", "renewed"], "before anything of the task runs"
+        assert last_s <= guards[0].renewed_at_s < last_s + 1.5, "the last sign of life, not now"
         records(path, 3)
         assert set(guards[0].told[1:]) == {"renewed"}
 
@@ -153,6 +157,28 @@ def test_a_guard_that_was_killed_while_nothing_ran_is_replaced_before_a_task_run
         pulse.show(claim)
         assert len(guards) == 2
         wait_until(lambda: guards[1].told[-1] == "renewed", because="this one is there")
+
+
+def test_without_a_guard_no_task_runs_and_the_signs_of_life_go_on(
+    ledger: Ledger,
+    me: WorkerIdentity,
+    claim: Claim,
+    guards: list[NotingGuard],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_room(nonce: str, *, fence_s: float) -> NotingGuard:
+        raise CannotStart("no memory", exit_code=126, machine_at_fault=True)
+
+    path = beat_path(ledger.folder, me.name, me.nonce)
+    with beating(ledger.folder, me) as pulse:
+        wait_until(lambda: guards[0].told == ["rests"], because="nothing runs")
+        guards[0].is_there = False
+        with monkeypatch.context() as patch:
+            patch.setattr(Guard, "start", no_room)
+            with pytest.raises(CannotStart):
+                pulse.show(claim)
+            records(path, 3)
+        wait_until(lambda: len(guards) == 2, because="the next beat tries again")
 
 
 WORKER = """

@@ -541,6 +541,13 @@ def test_what_a_killed_maker_left_is_removed_by_the_next_and_nothing_else(
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     left, other = killed_while_copying(place), place / "other"
     other.mkdir()
+    somebodys = place / f"{backups.SCRATCH}kept"
+    somebodys.mkdir()
+    (somebodys / "ledger.db").touch()
+    empty = place / f"{backups.SCRATCH}empty"
+    empty.mkdir()
+    for folder in (somebodys, empty):
+        os.utime(folder, (1, 1))
     link = place / f"{backups.SCRATCH}link"
     link.symlink_to(other)
     os.utime(link, (1, 1), follow_symlinks=False)
@@ -553,7 +560,8 @@ def test_what_a_killed_maker_left_is_removed_by_the_next_and_nothing_else(
         assert (at_work / "ledger.db").exists(), "its maker lives"
 
     assert not left.exists()
-    assert sorted(place.iterdir()) == sorted([other, link, young])
+    assert sorted(place.iterdir()) == sorted([other, link, young, somebodys])
+    assert [path.name for path in somebodys.iterdir()] == ["ledger.db"]
     assert not list(other.iterdir())
 
 

@@ -15,7 +15,8 @@ import pytest
 from gpuledger import worker as worker_module
 from gpuledger.clock import SystemClock
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, NothingToDo
+from gpuledger.model import Claim, NothingToDo, Outcome, TaskState
+from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
 from gpuledger.signals import Signals, listen
 from gpuledger.worker import Tools, Worker, WorkerOptions
@@ -104,3 +105,30 @@ def test_a_ledger_in_which_nothing_changes_is_asked_seldom(
 
     assert looks[0] > 0
     assert looks[-1] == looks[10]
+
+
+def test_a_task_for_which_there_is_no_guard_is_handed_back_and_runs_later(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1))
+    monkeypatch.setattr(worker_module, "LOOK_AGAIN_S", 0.05)
+    show_as_always = Pulse.show
+    refused: list[Claim] = []
+
+    def show(self: Pulse, claim: Claim | None, report: Path | None = None) -> None:
+        if claim is not None and not refused:
+            refused.append(claim)
+            raise CannotStart("no memory", exit_code=126, machine_at_fault=True)
+        show_as_always(self, claim, report)
+
+    monkeypatch.setattr(Pulse, "show", show)
+    with told_to_leave_in_time() as signals:
+        Worker(ledger, WorkerOptions(max_tasks=1), tools(ledger, signals)).run()
+
+    assert len(refused) == 1
+    (task,) = ledger.tasks()
+    assert (task.state, task.failures) == (TaskState.COMPLETED, 0)
+    assert [attempt.outcome for attempt in task.attempts] == [
+        Outcome.INTERRUPTED,
+        Outcome.COMPLETED,
+    ]
