@@ -169,7 +169,11 @@ def existing(folder: Path) -> list[Backup]:
 
 
 def prune(folder: Path) -> None:
-    """Keep the latest ones and, of a day, one an hour, and nothing that only these needed."""
+    """Keep the latest ones and, of a day, one an hour, and nothing that only the others needed.
+
+    Args:
+        folder: Of the backups, below the ledger's.
+    """
     found = existing(folder.parent)
     if not found:
         return

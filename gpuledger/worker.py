@@ -277,13 +277,12 @@ class Worker:
 
     def _wait_for_work(self, found: NothingToDo, seen: int | None) -> None:
         """Wait until the ledger changed since `seen`, somebody died, or it is time to ask again."""
-        clock = self._tools.clock
+        clock, company = self._tools.clock, self._company
         spread = random.uniform(IDLE_POLL_SPREAD, 1.0)
         began_s = clock.boottime()
         while not self._is_leaving():
             if clock.boottime() - began_s >= spread * self._ask_again_s(found):
                 return
-            company = self._company
             wait_s = idle_wait_s(
                 workers=len(company.live),
                 within_reach=company.within_reach(),
@@ -292,8 +291,8 @@ class Worker:
             ended = self._signals.wait(wait_s, also=company.descriptors())
             self._keeper.see_to_it()
             changes = self.ledger.store.change_counter()
-            is_due = bool(ended) or self._company.is_due(changes)
-            if (is_due and self._company.reap(changes=changes)) or changes != seen:
+            is_due = bool(ended) or company.is_due(changes)
+            if (is_due and company.reap(changes=changes)) or changes != seen:
                 return
 
     def _ask_again_s(self, found: NothingToDo) -> float:

@@ -416,7 +416,6 @@ def test_a_recovery_on_a_failing_disk_keeps_everything_and_goes_on_later(
 
 CHILD = """
 import sys
-import tempfile
 from pathlib import Path
 from gpuledger.backups import take
 from gpuledger.clock import SystemClock
