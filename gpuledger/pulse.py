@@ -127,7 +127,7 @@ class Pulse:
     def trust_again(self) -> None:
         """The ledger said that the lease is still ours."""
         self._lapsed = False
-        with self._guarding:
+        with self._guarding, suppress(CannotStart):  # the next beat tries again
             self._tell_guard()
 
     def stop(self) -> None:
@@ -180,7 +180,11 @@ class Pulse:
             self._tell_guard()
 
     def _tell_guard(self) -> None:
-        """Say that the lease was renewed or, once, that nothing runs."""
+        """Say that the lease was renewed or, once, that nothing runs.
+
+        Raises:
+            CannotStart: Somebody killed the guard, and there cannot be another now.
+        """
         rests = self._doing.task is None
         if rests and self._guard_rests:
             return
