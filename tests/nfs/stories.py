@@ -324,22 +324,30 @@ def try_lock() -> None:
 
 
 class Stander:
-    """A process that stands in line on a client and answers how many are before it."""
+    """A process on a client that can stand in line, and answers how far the first in it is."""
 
     def __init__(self, client: int) -> None:
         self._process = start(client, *ME, "stand")
-        self.first = self._answer()
+        self._answer()
 
     def ask(self, what: str) -> int:
-        assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
+        self._tell(what)
         return self._answer()
+
+    def die(self) -> None:
+        """Kill it with SIGKILL there, and wait until it has ended."""
+        self._tell("die")
+        self._process.wait()
 
     def kill(self) -> None:
         """Kill it there, not only the way to it; its machine may be cut off."""
         self._process.kill()
         self._process.wait()
+
+    def _tell(self, what: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
 
     def _answer(self) -> int:
         assert self._process.stdout is not None
@@ -347,24 +355,27 @@ class Stander:
 
 
 def line() -> dict[str, Any]:
-    """Two clients in one line: one is killed, one is cut off and passed over."""
-    first, second, third = (Stander(client) for client in (1, 2, 1))
-    found: dict[str, Any] = {"came": [first.first, second.first, third.first]}
+    """Two clients in one line: one is killed, one is cut off and passed over.
+
+    All are started before the cut: the server forgets who is cut off once its lease is over.
+    """
+    standers = [Stander(client) for client in (1, 2, 1, 2, 2)]
+    first, second, third, patient, late = standers
+    found: dict[str, Any] = {"came": [who.ask("take") for who in (first, second, third)]}
     first.ask("leave")
     found["one left"] = [second.ask("look"), third.ask("look")]
-    second.ask("die")
-    found["one died"] = third.ask("look")
+    second.die()
+    # Who is killed does not wait for the server to have its lock back.
+    wait_until(lambda: third.ask("look") == 0, because="the lock of one who died is given back")
     lab("cut", "1")  # with the third
-    patient = Stander(2)
-    found["one is cut off"] = patient.first
+    found["one is cut off"] = patient.ask("take")
     patient.ask("pass")
-    late = Stander(2)
-    found["passed over"] = late.first
+    found["passed over"] = late.ask("take")
     patient.ask("leave")
     found["the first now"] = late.ask("look")
     lab("join", "1")
     found["back"] = third.ask("look")
-    for stander in (first, second, third, patient, late):
+    for stander in standers:
         stander.kill()
     return found
 
@@ -373,16 +384,16 @@ def stand_in_line() -> None:
     """Do what is asked, and answer with how far the first is."""
     with contextlib.ExitStack() as leave:
         place = leave.enter_context(stand(SHARE))
-        assert place.take(sync=True)
-        print(place.ahead(), flush=True)
+        print(0, flush=True)
         for line in sys.stdin:
             what = line.strip()
-            if what == "leave":
+            if what == "take":
+                assert place.take(sync=True)
+            elif what == "leave":
                 leave.close()
             elif what == "pass":
                 place.pass_over()
             elif what == "die":
-                print(0, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             print(place.ahead() if what != "leave" else 0, flush=True)
 
