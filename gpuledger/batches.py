@@ -25,9 +25,9 @@ from gpuledger.model import (
     TaskState,
     Token,
     WorkerIdentity,
-    settings_from_json,
 )
 from gpuledger.operations import event_values, insert_events
+from gpuledger.spec import settings_from_json
 
 MOST_HELD = 64
 HELD_BY_ALL = 768

@@ -27,7 +27,8 @@ from gpuledger.errors import LedgerError
 from gpuledger.findings import Finding, bad, good, warning
 from gpuledger.gpu import Gpu, list_gpus
 from gpuledger.ledger import Ledger
-from gpuledger.process import host_name, probe
+from gpuledger.machine import host_name
+from gpuledger.process import probe
 from gpuledger.store import OLDEST_SQLITE, Store
 
 ANSWER_S = 10.0

@@ -9,18 +9,11 @@ from dataclasses import replace
 
 from gpuledger import queries
 from gpuledger.errors import LeaseLost
-from gpuledger.model import (
-    Candidate,
-    Claim,
-    NothingToDo,
-    RunSettings,
-    Token,
-    WorkerIdentity,
-    may_run_on,
-    settings_from_json,
-)
+from gpuledger.model import Claim, NothingToDo, Token, WorkerIdentity
 from gpuledger.operations import record_event
 from gpuledger.resources import misfit, too_long
+from gpuledger.routing import Candidate, may_run_on
+from gpuledger.spec import RunSettings, settings_from_json
 
 FIRST_PENDING = (
     "SELECT id, priority, failures FROM task WHERE sweep_id = ? AND state = 'pending'"

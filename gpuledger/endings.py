@@ -15,18 +15,15 @@ from gpuledger.model import (
     Ended,
     Ending,
     Outcome,
-    RecentEnding,
-    RunSettings,
     TaskState,
     Token,
-    is_broken,
-    is_suspect,
-    settings_from_json,
     state_after,
 )
 from gpuledger.operations import event_values, insert_events, record_event
 from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
+from gpuledger.spec import RunSettings, settings_from_json
+from gpuledger.suspicion import RecentEnding, is_broken, is_suspect
 
 STREAK_KEPT = 64
 """Failed tasks a sweep remembers since its last success; more would change nothing."""

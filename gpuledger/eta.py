@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpuledger.model import Snapshot, SweepView, WorkerView
+from gpuledger.views import Snapshot, SweepView, WorkerView
 
 TELLING_SHARE = 0.05
 """Before a task is so far, its first steps (and loading its data) say little about the others."""

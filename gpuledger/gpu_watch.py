@@ -16,7 +16,7 @@ from pathlib import Path
 from gpuledger.clock import Clock
 from gpuledger.gpu import Driver, Gpu, GpuProcess, GpuReport
 from gpuledger.gpu_choice import Chosen
-from gpuledger.model import GpuView
+from gpuledger.views import GpuView
 
 SAMPLE_S = 1.0
 STALE_S = 15.0

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger.clock import Clock
-from gpuledger.model import GpuView
 from gpuledger.modes import open_file
 from gpuledger.revalidation import revalidate
+from gpuledger.views import GpuView
 
 RECORD_BYTES = 4096
 TICK_BYTES = 16

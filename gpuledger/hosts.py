@@ -16,8 +16,8 @@ from gpuledger import mounts
 from gpuledger.clock import iso
 from gpuledger.errors import NotShared
 from gpuledger.ledger import Ledger
+from gpuledger.machine import host_name, this_machine
 from gpuledger.mounts import Judgement, Mount, Reach
-from gpuledger.process import host_name, this_machine
 
 if TYPE_CHECKING:
     from gpuledger.peer import PeerResult

@@ -19,14 +19,7 @@ from pathlib import Path
 
 from gpuledger import warm as warm_program
 from gpuledger.clock import Clock
-from gpuledger.process import (
-    CannotStart,
-    Helper,
-    adopt,
-    open_log,
-    start,
-    with_python,
-)
+from gpuledger.process import CannotStart, Helper, adopt, open_log, start, with_python
 from gpuledger.running_task import RunningTask
 from gpuledger.warm import (
     BUSY,

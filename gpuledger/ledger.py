@@ -7,7 +7,7 @@ the rest, through the command line or from Python:
     print(ledger.snapshot().counts)
 
 The SQL is in `claims.py` and `endings.py` (what workers do), `operations.py` (what operators
-change) and `queries.py` (what everybody asks).
+change), `queries.py` (what everybody asks) and `snapshots.py` (what `status` shows).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpuledger import batches, claims, endings, operations, queries
+from gpuledger import batches, claims, endings, operations, queries, snapshots
 from gpuledger.clock import Clock, SystemClock
 from gpuledger.errors import LedgerDamaged, LedgerError
 from gpuledger.model import (
@@ -29,23 +29,18 @@ from gpuledger.model import (
     Claim,
     Ended,
     Ending,
-    Event,
     Finished,
     NothingToDo,
     Outcome,
-    Params,
-    Selection,
     Settled,
-    Snapshot,
-    SweepChange,
-    SweepSpec,
-    TaskChange,
-    TaskRecord,
     Token,
     WorkerIdentity,
 )
 from gpuledger.origin import Origin, Packages
+from gpuledger.selection import Selection, TaskChange
+from gpuledger.spec import Params, SweepChange, SweepSpec
 from gpuledger.store import Store, Unchanged
+from gpuledger.views import Event, Snapshot, TaskRecord
 from gpuledger.why import Waiting
 
 
@@ -426,9 +421,9 @@ class Ledger:
         """Return everything `status` shows."""
         now = self._clock.now()
         bare = self.store.read(
-            lambda db: queries.snapshot(db, folder=self.folder, sweep=sweep, now=now)
+            lambda db: snapshots.snapshot(db, folder=self.folder, sweep=sweep, now=now)
         )
-        return queries.with_signs_of_life(bare, self.folder, now=now)
+        return snapshots.with_signs_of_life(bare, self.folder, now=now)
 
     def refresh(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with the workers' signs of life read anew, without any lock.
@@ -438,7 +433,7 @@ class Ledger:
         """
         now = self._clock.now()
         bare = replace(snapshot, taken_at=now, unreachable=None)
-        return queries.with_signs_of_life(bare, self.folder, now=now)
+        return snapshots.with_signs_of_life(bare, self.folder, now=now)
 
     def tasks(
         self,

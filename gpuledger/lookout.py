@@ -16,16 +16,9 @@ from pathlib import Path
 
 from gpuledger.clock import Clock
 from gpuledger.guard import open_pidfd, signal_pidfd
-from gpuledger.heartbeat import (
-    Verdict,
-    Watcher,
-    beat_path,
-    read_known,
-    read_raw,
-    shows_idle,
-)
+from gpuledger.heartbeat import Verdict, Watcher, beat_path, read_known, read_raw, shows_idle
+from gpuledger.machine import is_alive, this_machine
 from gpuledger.model import WorkerIdentity
-from gpuledger.process import is_alive, this_machine
 from gpuledger.revalidation import revalidate
 
 WATCHERS = 3

@@ -9,14 +9,13 @@ from typing import Any
 
 from gpuledger import queries
 from gpuledger.errors import BadSweepFile, BadUsage
-from gpuledger.model import (
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection, TaskChange
+from gpuledger.spec import (
     Params,
-    Selection,
     SweepChange,
     SweepSpec,
-    TaskChange,
     TaskSpec,
-    TaskState,
     params_digest,
     settings_from_json,
     settings_to_json,

@@ -26,7 +26,8 @@ from gpuledger import mounts
 from gpuledger.clock import Clock
 from gpuledger.errors import Unavailable
 from gpuledger.findings import Finding, bad, good, warning
-from gpuledger.process import host_name, probe, this_machine
+from gpuledger.machine import host_name, this_machine
+from gpuledger.process import probe
 from gpuledger.revalidation import revalidate
 from gpuledger.store import connect
 

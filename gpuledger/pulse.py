@@ -14,10 +14,11 @@ from pathlib import Path
 
 from gpuledger.clock import Clock
 from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path, idle_pace_s
-from gpuledger.model import Claim, GpuView, WorkerIdentity
+from gpuledger.model import Claim, WorkerIdentity
 from gpuledger.process import CannotStart, Guard
 from gpuledger.reports import read_last
 from gpuledger.running_task import RunningTask
+from gpuledger.views import GpuView
 
 FENCE = 0.6
 """Share of the lease without a renewal after which the task must not go on unasked."""

@@ -16,18 +16,9 @@ from gpuledger.clock import Clock
 from gpuledger.diary import Diary
 from gpuledger.errors import LeaseLost, LedgerDamaged, LedgerError
 from gpuledger.ledger import Ledger
-from gpuledger.model import (
-    Claim,
-    Ended,
-    Ending,
-    Finished,
-    Outcome,
-    Settled,
-    Token,
-    WorkerIdentity,
-)
+from gpuledger.machine import is_alive
+from gpuledger.model import Claim, Ended, Ending, Finished, Outcome, Settled, Token, WorkerIdentity
 from gpuledger.patience import HASTY_LOCK_S, OUT_OF_REACH, Patience, backoffs
-from gpuledger.process import is_alive
 from gpuledger.rhythm import Rhythm
 from gpuledger.signals import Signals
 

@@ -24,13 +24,7 @@ from gpuledger import claims, endings, queries, schema
 from gpuledger.backups import Backup, examine, existing, sync_folder
 from gpuledger.clock import Clock
 from gpuledger.diary import Entry, read_diaries
-from gpuledger.errors import (
-    LeaseLost,
-    LedgerDamaged,
-    LedgerUnreachable,
-    NotAllowed,
-    Unavailable,
-)
+from gpuledger.errors import LeaseLost, LedgerDamaged, LedgerUnreachable, NotAllowed, Unavailable
 from gpuledger.locks import LOCK_FILE, OuterLock
 from gpuledger.model import Ending, Outcome, WorkerIdentity
 from gpuledger.modes import make_folder, open_file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gpuledger.model import RunSettings, WorkerIdentity
+from gpuledger.model import WorkerIdentity
+from gpuledger.spec import RunSettings
 
 LONGEST_PATTERN = 100
 MOST_REPEATS = 3

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuledger.errors import BadUsage
-from gpuledger.model import TaskRecord
+from gpuledger.views import TaskRecord
 
 FACTS = ("task", "sweep", "state", "seed")
 """The first columns of every table of tasks."""

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from gpuledger.clock import Clock
 from gpuledger.launcher import Launcher, Order
+from gpuledger.machine import oom_kill_count
 from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
 from gpuledger.modes import make_folder
-from gpuledger.process import CannotStart, oom_kill_count
+from gpuledger.process import CannotStart
 from gpuledger.reports import read_last
 from gpuledger.running_task import Exit, Hurry, RunningTask
 from gpuledger.signals import Signals

@@ -19,8 +19,9 @@ from gpuledger.errors import LedgerError, Unavailable
 from gpuledger.heartbeat import SILENT_S
 from gpuledger.ledger import Ledger
 from gpuledger.locks import try_lock
-from gpuledger.model import WorkerIdentity, settings_from_json
+from gpuledger.model import WorkerIdentity
 from gpuledger.resources import misfit
+from gpuledger.spec import settings_from_json
 
 LOCK = "balance.lock"
 

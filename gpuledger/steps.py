@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gpuledger.model import AttemptRecord, TaskRecord
 from gpuledger.reports import read_all
 from gpuledger.results import Column, columns_of, names_in
+from gpuledger.views import AttemptRecord, TaskRecord
 
 STEP_FACTS = ("task", "sweep", "state", "seed", "attempt", "worker", "outcome", "step", "total")
 """The first columns; `attempt` is a number, `outcome` that of the attempt."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger.errors import BadSweepFile
-from gpuledger.model import SweepSpec
+from gpuledger.spec import SweepSpec
 from gpuledger.sweep_parameters import (
     PARAMETER,
     RESERVED,

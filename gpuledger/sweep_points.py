@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpuledger.model import TaskSpec, params_digest
+from gpuledger.spec import TaskSpec, params_digest
 from gpuledger.sweep_parameters import canonical, flatten
 from gpuledger.sweep_values import Domain, shown
 from gpuledger.sweep_words import BadKey, one_of, tables_at, whole_at

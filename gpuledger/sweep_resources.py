@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gpuledger.model import RunSettings
 from gpuledger.resources import pattern_problem
+from gpuledger.spec import RunSettings
 from gpuledger.sweep_values import shown
 from gpuledger.sweep_words import RESOURCE_KEYS, BadKey, known_keys, parse_size, whole_at
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpuledger.model import Params, RunSettings
+from gpuledger.spec import Params, RunSettings
 from gpuledger.sweep_parameters import RESERVED
 from gpuledger.sweep_values import shown
 from gpuledger.sweep_words import (

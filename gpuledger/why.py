@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpuledger.model import Candidate, Outcome, PastFailure, may_run_on
+from gpuledger.model import Outcome
+from gpuledger.routing import Candidate, PastFailure, may_run_on
 
 NAMED = 3
 """More workers than this are counted, not named."""

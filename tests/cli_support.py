@@ -11,15 +11,8 @@ from typer.testing import CliRunner, Result
 
 from gpuledger.cli.app import app
 from gpuledger.ledger import Ledger
-from gpuledger.model import (
-    Claim,
-    Ending,
-    Outcome,
-    RunSettings,
-    SweepSpec,
-    TaskSpec,
-    WorkerIdentity,
-)
+from gpuledger.model import Claim, Ending, Outcome, WorkerIdentity
+from gpuledger.spec import RunSettings, SweepSpec, TaskSpec
 
 TRACEBACK = (
     "Traceback (most recent call last):\n"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gpuledger.model import Ending, Outcome, RunSettings, SweepSpec, TaskSpec, WorkerIdentity
+from gpuledger.model import Ending, Outcome, WorkerIdentity
+from gpuledger.spec import RunSettings, SweepSpec, TaskSpec
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from gpuledger.display.status import status_view
 from gpuledger.ledger import Ledger
-from gpuledger.model import Snapshot
+from gpuledger.views import Snapshot
 from tests.browser import browser
 from tests.helpers import wait_until
 from tests.shell import gpuledger, worker

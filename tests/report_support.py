@@ -6,17 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuledger.model import (
-    AttemptRecord,
-    Counts,
-    Outcome,
-    Snapshot,
-    SweepView,
-    TaskRecord,
-    TaskState,
-)
+from gpuledger.model import Outcome, TaskState
 from gpuledger.report.data import report_data
 from gpuledger.report.page import page, plotly_script
+from gpuledger.views import AttemptRecord, Counts, Snapshot, SweepView, TaskRecord
 
 START = 1_700_000_000.0
 NO_CURVES: dict[str, Any] = {"read": 0, "of": 0, "metrics": []}

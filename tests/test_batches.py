@@ -17,11 +17,11 @@ from gpuledger.model import (
     Finished,
     NothingToDo,
     Outcome,
-    Selection,
     TaskState,
     WorkerIdentity,
 )
 from gpuledger.rhythm import Rhythm
+from gpuledger.selection import Selection
 from tests.helpers import ManualClock, failure, identity, spec
 from tests.test_ledger import assert_consistent, claim, dead, state
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuledger.model import Claim, Selection, TaskState
+from gpuledger.model import Claim, TaskState
+from gpuledger.selection import Selection
 from tests.cli_support import Lab, make_lab, sweep
 
 

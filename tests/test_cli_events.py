@@ -13,7 +13,7 @@ import pytest
 from gpuledger.cli.events import followed
 from gpuledger.errors import LedgerBusy
 from gpuledger.ledger import Ledger
-from gpuledger.model import Event
+from gpuledger.views import Event
 from tests.cli_support import make_lab
 from tests.helpers import wait_until
 

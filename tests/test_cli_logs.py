@@ -15,7 +15,8 @@ from gpuledger.cli.logs import _Log
 from gpuledger.cli.logtext import TerminalText
 from gpuledger.errors import LedgerBusy
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, Ending, Outcome, TaskRecord
+from gpuledger.model import Claim, Ending, Outcome
+from gpuledger.views import TaskRecord
 from tests.cli_support import Lab, make_lab
 from tests.helpers import identity, wait_until
 

@@ -23,7 +23,7 @@ import pytest
 from gpuledger.cli.changes import LOOK_ANYWAY_S, POLL_S, Changes
 from gpuledger.cli.live import LATE_S, READ_S, Reader, pause_after
 from gpuledger.errors import LedgerUnreachable
-from gpuledger.model import Snapshot
+from gpuledger.views import Snapshot
 from tests.cli_support import Lab, make_lab, sweep
 from tests.helpers import ManualClock, wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuledger.model import Selection
+from gpuledger.selection import Selection
 from tests.cli_support import TRACEBACK, Lab, make_lab, sweep
 
 

@@ -47,7 +47,8 @@ VERBS = """
 import sys
 from pathlib import Path
 from gpuledger.ledger import Ledger
-from gpuledger.model import Ending, Outcome, Selection, Token
+from gpuledger.model import Ending, Outcome, Token
+from gpuledger.selection import Selection
 from tests.helpers import failure, identity, spec
 
 def do(verb, ledger):

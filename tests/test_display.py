@@ -30,23 +30,17 @@ from gpuledger.display.show import task_detail
 from gpuledger.display.slurm import slurm_table
 from gpuledger.display.status import status_view
 from gpuledger.display.tasks import tasks_table
-from gpuledger.model import (
+from gpuledger.model import Claim, Ended, Ending, NothingToDo, Outcome, TaskState, Token
+from gpuledger.spec import RunSettings
+from gpuledger.views import (
     AttemptRecord,
-    Claim,
     Counts,
-    Ended,
-    Ending,
     Event,
     FailureView,
     GpuView,
-    NothingToDo,
-    Outcome,
-    RunSettings,
     Snapshot,
     SweepView,
     TaskRecord,
-    TaskState,
-    Token,
     WorkerView,
 )
 from tests.pictures import save_svg

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpuledger.eta import with_etas
-from gpuledger.model import Counts, Snapshot, SweepView, WorkerView
+from gpuledger.views import Counts, Snapshot, SweepView, WorkerView
 
 
 def running(task: str = "exp_0_0", **values: Any) -> WorkerView:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gpuledger import chosen, queries
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection
 from gpuledger.where import parse_where
 from tests.cli_support import Lab, make_lab, sweep
 

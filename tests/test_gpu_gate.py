@@ -15,7 +15,7 @@ from gpuledger.gpu import Gpu, GpuProcess, GpuReport
 from gpuledger.gpu_choice import Chosen
 from gpuledger.gpu_gate import LOST_S, GateOptions, GpuGate, Turn
 from gpuledger.gpu_watch import GpuWatch, Holder, WatchedGpu, holders_of, watched
-from gpuledger.model import GpuView
+from gpuledger.views import GpuView
 from tests.helpers import ManualClock, wait_until
 
 ME = "n1"

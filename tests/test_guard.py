@@ -321,7 +321,7 @@ def test_a_guard_that_rests_sleeps_until_something_is_said() -> None:
             assert resting.rests()
             before = {each.pid: switches(each.pid) for each in (resting, other)}
             wait_until(other.froze, because="silence freezes the task of one that does not rest")
-            assert state(child.pid) == "T"
+            wait_until(lambda: state(child.pid) == "T", because="it should be stopped")
             assert state(left.pid) == "S"
             assert switches(other.pid) - before[other.pid] >= 5
             assert switches(resting.pid) - before[resting.pid] <= 3

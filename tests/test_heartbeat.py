@@ -30,7 +30,7 @@ from gpuledger.heartbeat import (
     read_sign_of_life,
     shows_idle,
 )
-from gpuledger.model import GpuView
+from gpuledger.views import GpuView
 from tests.helpers import ManualClock, wait_until
 
 BEAT = Beat(

@@ -10,15 +10,8 @@ import pytest
 from gpuledger.claims import FIRST_PENDING
 from gpuledger.errors import LeaseLost, UnknownTask
 from gpuledger.ledger import Ledger
-from gpuledger.model import (
-    Claim,
-    Ending,
-    NothingToDo,
-    Outcome,
-    Selection,
-    TaskState,
-    WorkerIdentity,
-)
+from gpuledger.model import Claim, Ending, NothingToDo, Outcome, TaskState, WorkerIdentity
+from gpuledger.selection import Selection
 from tests.helpers import ManualClock, failure, identity, spec
 
 
@@ -593,7 +586,7 @@ def test_the_rate_is_that_of_the_last_hour_or_of_the_time_since_the_first_began(
 def test_the_rate_of_many_tasks_is_that_of_the_latest(
     ledger: Ledger, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuledger.queries.RATED", 2)
+    monkeypatch.setattr("gpuledger.snapshots.RATED", 2)
     ledger.add_sweep(spec(points=3))
     worker = ledger.register(identity())
     for pause_s in (600.0, 600.0, 60.0):

@@ -29,7 +29,7 @@ from gpuledger.errors import LedgerBusy, LedgerUnreachable
 from gpuledger.ledger import Ledger
 from gpuledger.line import LINE_FILE, RECORD, Place, stand
 from gpuledger.locks import Pace
-from gpuledger.model import TaskSpec
+from gpuledger.spec import TaskSpec
 from gpuledger.store import HOLD_BUDGET_S, Store
 from tests.helpers import ManualClock, spec, wait_until
 

@@ -15,8 +15,8 @@ import pytest
 from gpuledger.clock import SystemClock
 from gpuledger.heartbeat import beat_path
 from gpuledger.lookout import FEW, WATCHERS, Lookout, share_of
+from gpuledger.machine import pid_start, this_machine
 from gpuledger.model import WorkerIdentity
-from gpuledger.process import pid_start, this_machine
 from tests.helpers import ManualClock, identity
 
 
@@ -164,7 +164,7 @@ import os, sys
 from pathlib import Path
 from gpuledger.clock import SystemClock
 from gpuledger.lookout import Lookout
-from gpuledger.process import pid_start, this_machine
+from gpuledger.machine import pid_start, this_machine
 from tests.helpers import identity
 it = identity("it", machine=this_machine(), pid={process.pid}, pid_start=pid_start({process.pid}))
 def look():

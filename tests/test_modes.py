@@ -14,8 +14,9 @@ from gpuledger.clock import SystemClock
 from gpuledger.diary import Diary, read_diaries
 from gpuledger.heartbeat import Beat, HeartbeatFile, beat_path, read_raw
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, Selection
+from gpuledger.model import Claim
 from gpuledger.modes import make_folder, open_file
+from gpuledger.selection import Selection
 from tests.helpers import identity, spec
 
 GROUP = 60000

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from gpuledger import queries
+from gpuledger import queries, snapshots
 from gpuledger.errors import UnknownTask
 from gpuledger.ledger import Ledger
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection
 from tests.cli_support import Lab, make_lab, sweep
 
 
@@ -81,7 +82,7 @@ def test_a_text_is_found_in_name_parameters_and_last_error(
 def test_old_failures_are_found_when_all_recent_ones_are_mended(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "RECENT_FAILURES", 2)
+    monkeypatch.setattr(snapshots, "RECENT_FAILURES", 2)
     lab.fail("OSError: the old one")
     for _ in range(2):
         claim = lab.fail("KeyError: passing", fatal=False)
@@ -98,7 +99,7 @@ def test_more_failures_than_are_shown_are_said_to_be_more(
     for _ in range(3):
         lab.fail("KeyError: 'x'")
     assert "3 tasks: KeyError" in lab.run("status", "--once").stdout
-    monkeypatch.setattr(queries, "FAILURES_SHOWN", 2)
+    monkeypatch.setattr(snapshots, "FAILURES_SHOWN", 2)
     assert "2+ tasks: KeyError" in lab.run("status", "--once").stdout
 
 

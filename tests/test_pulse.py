@@ -14,10 +14,11 @@ import pytest
 from gpuledger.clock import SystemClock
 from gpuledger.heartbeat import beat_path, decode, read_raw
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, GpuView, WorkerIdentity
+from gpuledger.model import Claim, WorkerIdentity
 from gpuledger.process import CannotStart, Guard
 from gpuledger.pulse import Pulse
 from gpuledger.running_task import RunningTask
+from gpuledger.views import GpuView
 from tests.helpers import identity, spec, wait_until
 from tests.test_guard import gone, state
 

@@ -12,7 +12,8 @@ import pytest
 
 from gpuledger import sweep, sweep_words
 from gpuledger.cli.app import COMMANDS
-from gpuledger.model import Outcome, RunSettings, TaskState
+from gpuledger.model import Outcome, TaskState
+from gpuledger.spec import RunSettings
 from tests.shell import environment
 
 ROOT = Path(__file__).resolve().parent.parent

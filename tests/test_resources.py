@@ -10,17 +10,9 @@ import pytest
 from gpuledger.display.lines import event_line
 from gpuledger.errors import BadSweepFile
 from gpuledger.ledger import Ledger
-from gpuledger.model import (
-    Claim,
-    Ending,
-    NothingToDo,
-    Outcome,
-    RunSettings,
-    WorkerIdentity,
-    settings_from_json,
-    settings_to_json,
-)
+from gpuledger.model import Claim, Ending, NothingToDo, Outcome, WorkerIdentity
 from gpuledger.resources import misfit, no_worker_fits, pattern_problem
+from gpuledger.spec import RunSettings, settings_from_json, settings_to_json
 from gpuledger.sweep import read_sweep
 from tests.helpers import ManualClock, failure, identity, spec
 

@@ -566,7 +566,7 @@ def test_ctrl_z_stops_the_task_with_its_worker_and_fg_lets_both_go_on(tmp_path: 
         task_pid = records(tmp_path / "record.jsonl")[0]["pid"]
         only.send(signal.SIGTSTP)
         wait_until(lambda: state_of(only.pid) == "T", because="the worker did not stop")
-        assert state_of(task_pid) == "T"
+        wait_until(lambda: state_of(task_pid) == "T", because="its task did not stop")
         (tmp_path / "go").touch()
         only.send(signal.SIGCONT)
         assert only.wait() == 0

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 
 from gpuledger.errors import LeaseLost
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, NothingToDo, Outcome, Selection, TaskState, WorkerIdentity
+from gpuledger.model import Claim, NothingToDo, Outcome, TaskState, WorkerIdentity
+from gpuledger.selection import Selection
 from tests.helpers import ManualClock, failure, identity, spec
 from tests.test_ledger import assert_consistent
 

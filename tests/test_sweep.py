@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuledger.errors import BadSweepFile
-from gpuledger.model import RunSettings, SweepSpec, params_digest
+from gpuledger.spec import RunSettings, SweepSpec, params_digest
 from gpuledger.sweep import parse_assignment, read_sweep
 from gpuledger.sweep_run import render_command
 from gpuledger.sweep_values import domain_of

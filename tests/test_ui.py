@@ -14,7 +14,8 @@ from rich.cells import cell_len
 
 from gpuledger.errors import LedgerBusy
 from gpuledger.ledger import Ledger
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection
 from gpuledger.ui.dialogs import KEYS, Help
 from gpuledger.ui.errands import Errands
 from gpuledger.ui.filters import selection_of

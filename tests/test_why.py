@@ -12,7 +12,9 @@ import pytest
 
 from gpuledger.heartbeat import beat_path
 from gpuledger.ledger import Ledger
-from gpuledger.model import Claim, Outcome, PastFailure, Selection
+from gpuledger.model import Claim, Outcome
+from gpuledger.routing import PastFailure
+from gpuledger.selection import Selection
 from gpuledger.why import LiveWorker, Waiting, why_pending
 from tests.cli_support import Lab, make_lab
 from tests.helpers import ManualClock, failure, identity, spec

@@ -22,7 +22,8 @@ from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import task_change_shape
 from gpuledger.display.text import several
 from gpuledger.errors import BadUsage
-from gpuledger.model import TaskChange, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import TaskChange
 from gpuledger.sweep import parse_assignment
 
 app = typer.Typer()

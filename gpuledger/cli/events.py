@@ -17,7 +17,7 @@ from gpuledger.cli.shapes import event_shape
 from gpuledger.display.lines import event_line
 from gpuledger.errors import LedgerBusy, LedgerUnreachable
 from gpuledger.ledger import Ledger
-from gpuledger.model import Event
+from gpuledger.views import Event
 
 app = typer.Typer()
 

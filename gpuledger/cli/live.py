@@ -21,9 +21,9 @@ from gpuledger.clock import Clock, SystemClock
 from gpuledger.display.status import status_view
 from gpuledger.errors import LedgerError
 from gpuledger.ledger import Ledger
-from gpuledger.model import Snapshot
 from gpuledger.process import print_when_killed
 from gpuledger.signals import Signals, listen
+from gpuledger.views import Snapshot
 
 INTERRUPTED = 130
 USUAL_SCREEN = "\x1b[?1049l\x1b[?25h"

@@ -19,8 +19,9 @@ from gpuledger.cli.options import LedgerDir, TaskName
 from gpuledger.cli.output import is_dumb, is_terminal, note
 from gpuledger.errors import LedgerBusy, LedgerUnreachable, UnknownTask
 from gpuledger.ledger import Ledger
-from gpuledger.model import AttemptRecord, TaskRecord, TaskState
+from gpuledger.model import TaskState
 from gpuledger.revalidation import revalidate
+from gpuledger.views import AttemptRecord, TaskRecord
 
 app = typer.Typer()
 

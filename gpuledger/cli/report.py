@@ -17,7 +17,7 @@ from gpuledger.cli.options import LedgerDir, Sweep
 from gpuledger.cli.output import echo, is_terminal
 from gpuledger.display.text import several
 from gpuledger.errors import BadUsage, LedgerUnreachable
-from gpuledger.model import Selection
+from gpuledger.selection import Selection
 
 app = typer.Typer()
 

@@ -14,7 +14,7 @@ from gpuledger.cli.options import Condition, ErrorText, LedgerDir, States, Sweep
 from gpuledger.cli.output import echo_table, is_terminal, note
 from gpuledger.cli.select import selection_of
 from gpuledger.errors import BadUsage
-from gpuledger.model import TaskRecord
+from gpuledger.views import TaskRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -19,7 +19,6 @@ from gpuledger.cli.output import finite, is_terminal
 from gpuledger.cli.shapes import group_shape, result_shape, step_shape
 from gpuledger.display.text import clean
 from gpuledger.errors import BadUsage
-from gpuledger.model import TaskRecord
 from gpuledger.results import (
     Column,
     Group,
@@ -32,6 +31,7 @@ from gpuledger.results import (
     summed_up,
 )
 from gpuledger.steps import Step, steps_of, survey
+from gpuledger.views import TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gpuledger.errors import BadUsage
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection
 from gpuledger.where import BadWhere, Where, parse_where
 
 

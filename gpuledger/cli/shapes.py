@@ -7,19 +7,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gpuledger.clock import iso
-from gpuledger.model import (
+from gpuledger.origin import Origin, Packages, origin_values
+from gpuledger.selection import TaskChange
+from gpuledger.spec import SweepChange
+from gpuledger.views import (
     AttemptRecord,
     Counts,
     Event,
     FailureView,
     Snapshot,
-    SweepChange,
     SweepView,
-    TaskChange,
     TaskRecord,
     WorkerView,
 )
-from gpuledger.origin import Origin, Packages, origin_values
 
 if TYPE_CHECKING:  # only `results` needs what they import
     from gpuledger.results import Group

@@ -18,8 +18,8 @@ from gpuledger.clock import SystemClock
 from gpuledger.display.text import several
 from gpuledger.errors import BadUsage, LedgerError
 from gpuledger.ledger import Ledger
-from gpuledger.model import SweepChange, SweepSpec
 from gpuledger.queries import task_name
+from gpuledger.spec import SweepChange, SweepSpec
 from gpuledger.sweep import read_sweep
 from gpuledger.sweep_run import render_command
 from gpuledger.sweep_words import parse_duration

@@ -22,7 +22,8 @@ from gpuledger.cli.output import echo, echo_json, echo_table, is_terminal, note
 from gpuledger.cli.select import selection_of
 from gpuledger.cli.shapes import task_shape, whole_origin_shape
 from gpuledger.errors import BadUsage
-from gpuledger.model import TaskRecord, TaskState
+from gpuledger.model import TaskState
+from gpuledger.views import TaskRecord
 from gpuledger.why import why_pending
 
 if TYPE_CHECKING:

@@ -195,8 +195,9 @@ def work_on(
     from gpuledger.clock import SystemClock
     from gpuledger.hosts import doubts, require_shared_locks
     from gpuledger.ledger import Ledger
+    from gpuledger.machine import host_name, pid_start, this_machine
     from gpuledger.model import WorkerIdentity
-    from gpuledger.process import become_subreaper, host_name, pid_start, this_machine
+    from gpuledger.process import become_subreaper
     from gpuledger.pulse import Pulse
     from gpuledger.signals import listen
     from gpuledger.worker import Tools, Worker, WorkerOptions

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
-from gpuledger.model import Counts, TaskState
+from gpuledger.model import TaskState
+from gpuledger.views import Counts
 
 STATE_STYLES: Mapping[TaskState, str] = {
     TaskState.COMPLETED: "green",

@@ -13,7 +13,8 @@ from gpuledger.display.cells import cut
 from gpuledger.display.highlight import highlight
 from gpuledger.display.lines import VERBS, attempt_text
 from gpuledger.display.text import clean, moment, one_line, several
-from gpuledger.model import COUNTED_AS_FAILURE, FailureView, TaskState
+from gpuledger.model import COUNTED_AS_FAILURE, TaskState
+from gpuledger.views import FailureView
 
 CAUSES_SHOWN = 5
 TRACEBACK_LINES = 6

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from gpuledger.display.grid import Cell, pieces
 from gpuledger.display.text import memory
-from gpuledger.model import AttemptRecord, GpuView, WorkerView
+from gpuledger.views import AttemptRecord, GpuView, WorkerView
 
 HOT_C = 85
 WARM_C = 75

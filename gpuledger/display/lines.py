@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gpuledger.display.text import (
-    duration,
-    instant,
-    metric_texts,
-    one_line,
-    several,
-    value_text,
-)
+from gpuledger.display.text import duration, instant, metric_texts, one_line, several, value_text
 from gpuledger.model import (
     COUNTED_AS_FAILURE,
     Claim,
     Ended,
     Ending,
-    Event,
     NothingToDo,
     Outcome,
     TaskState,
 )
+from gpuledger.views import Event
 
 VERBS: Mapping[str, str] = {
     Outcome.COMPLETED: "completed",

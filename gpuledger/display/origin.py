@@ -12,8 +12,8 @@ from rich.text import Text
 from gpuledger.display.cells import fold
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.text import duration, one_line, several
-from gpuledger.model import AttemptRecord, TaskRecord
 from gpuledger.origin import Origin, Packages
+from gpuledger.views import AttemptRecord, TaskRecord
 
 LONGEST_VALUE = 8192
 

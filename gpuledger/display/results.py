@@ -13,8 +13,9 @@ from gpuledger.display.cells import cut, flow
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.grid import Cell, Column, grid, left_out, plain, whole
 from gpuledger.display.text import number, one_line, several, value_text
-from gpuledger.model import TaskRecord, TaskState
+from gpuledger.model import TaskState
 from gpuledger.results import Group, Statistic
+from gpuledger.views import TaskRecord
 
 PARAM_DIGITS = 6
 VALUE_CELLS = 24

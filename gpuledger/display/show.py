@@ -14,16 +14,9 @@ from gpuledger.display.drawing import Drawing
 from gpuledger.display.gpus import peak
 from gpuledger.display.grid import Cell, Column, grid, plain, whole
 from gpuledger.display.highlight import highlight
-from gpuledger.display.text import (
-    JOINERS,
-    clean,
-    duration,
-    exact_text,
-    instant,
-    one_line,
-    several,
-)
-from gpuledger.model import AttemptRecord, Outcome, TaskRecord
+from gpuledger.display.text import JOINERS, clean, duration, exact_text, instant, one_line, several
+from gpuledger.model import Outcome
+from gpuledger.views import AttemptRecord, TaskRecord
 
 OUTCOME_STYLES: Mapping[Outcome | None, str] = {
     None: "cyan",

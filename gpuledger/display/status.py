@@ -13,7 +13,8 @@ from gpuledger.display.failures import failure_lines
 from gpuledger.display.sweeps import state_texts, sweep_lines
 from gpuledger.display.text import MINUTE_S, duration, instant, number, one_line, several
 from gpuledger.display.workers import is_idle_gpu, worker_lines
-from gpuledger.model import Snapshot, TaskState
+from gpuledger.model import TaskState
+from gpuledger.views import Snapshot
 
 Section = Callable[[int | None], list[Text]]
 """Returns at most the given number of lines; None means as many as it takes."""

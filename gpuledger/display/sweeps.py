@@ -11,7 +11,8 @@ from gpuledger.display.bars import STATE_STYLES, state_bar
 from gpuledger.display.cells import cut
 from gpuledger.display.grid import Cell, Column, grid, pieces, plain, whole
 from gpuledger.display.text import duration, one_line, percent, several
-from gpuledger.model import Counts, SweepView, TaskState
+from gpuledger.model import TaskState
+from gpuledger.views import Counts, SweepView
 
 BAR_CELLS = 60
 LEAST_BAR_CELLS = 8

@@ -11,7 +11,8 @@ from gpuledger.display.bars import STATE_STYLES
 from gpuledger.display.drawing import Drawing
 from gpuledger.display.grid import Cell, Column, grid, pieces, plain, whole
 from gpuledger.display.text import duration, metric_texts, one_line, value_text
-from gpuledger.model import AttemptRecord, TaskRecord, TaskState
+from gpuledger.model import TaskState
+from gpuledger.views import AttemptRecord, TaskRecord
 
 PARAM_DIGITS = 6
 

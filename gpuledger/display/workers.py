@@ -21,7 +21,7 @@ from gpuledger.display.text import (
     several,
 )
 from gpuledger.heartbeat import SILENT_S
-from gpuledger.model import WorkerView
+from gpuledger.views import WorkerView
 
 METRICS_SHOWN = 3
 METER_CELLS = 4

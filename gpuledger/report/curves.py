@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger.display.text import one_line
-from gpuledger.model import TaskRecord
 from gpuledger.reports import read_spread
+from gpuledger.views import TaskRecord
 
 TASKS_READ = 400
 BYTES_READ = 32 << 20

@@ -12,7 +12,8 @@ from typing import Any
 
 from gpuledger.display.failures import VARYING
 from gpuledger.display.text import clean, one_line, value_text
-from gpuledger.model import AttemptRecord, Counts, Outcome, Snapshot, TaskRecord, TaskState
+from gpuledger.model import Outcome, TaskState
+from gpuledger.views import AttemptRecord, Counts, Snapshot, TaskRecord
 
 Json = dict[str, Any]
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from gpuledger.display.text import one_line, several
 from gpuledger.ledger import Ledger
-from gpuledger.model import Selection, SweepView, TaskChange, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection, TaskChange
+from gpuledger.views import SweepView
 
 Make = Callable[[], str]
 """Changes the ledger, and returns what was done in one sentence."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gpuledger.display.failures import Cause, cause_lines, causes
-from gpuledger.model import Snapshot
 from gpuledger.ui import changes
 from gpuledger.ui.changes import Change
 from gpuledger.ui.rows import Drawn, Rows, Table
 from gpuledger.ui.screens import ListScreen
 from gpuledger.ui.session import Session
 from gpuledger.ui.task import TaskScreen
+from gpuledger.views import Snapshot
 
 
 class FailuresScreen(ListScreen):

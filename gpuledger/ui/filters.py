@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gpuledger.model import Selection, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection
 from gpuledger.where import parse_where
 
 

@@ -11,9 +11,9 @@ from textual.widget import Widget
 
 from gpuledger.display.status import status_lines
 from gpuledger.display.text import one_line
-from gpuledger.model import Snapshot
 from gpuledger.ui.lines import Lines
 from gpuledger.ui.screens import LedgerScreen
+from gpuledger.views import Snapshot
 
 
 class OverviewScreen(LedgerScreen):

@@ -16,12 +16,12 @@ from gpuledger.display.cells import cut, wrap
 from gpuledger.display.status import count_texts, unreachable_text
 from gpuledger.display.text import one_line
 from gpuledger.errors import LedgerError
-from gpuledger.model import Snapshot
 from gpuledger.ui import changes
 from gpuledger.ui.changes import Change
 from gpuledger.ui.dialogs import Ask, Choose
 from gpuledger.ui.rows import Rows
 from gpuledger.ui.session import Session
+from gpuledger.views import Snapshot
 
 SEARCH_PAUSE_S = 0.3
 """A filter is applied when nothing was typed for so long."""

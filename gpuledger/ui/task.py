@@ -13,12 +13,13 @@ from gpuledger.display.cells import cut
 from gpuledger.display.show import detail_lines
 from gpuledger.display.text import one_line
 from gpuledger.errors import LedgerError
-from gpuledger.model import Snapshot, TaskRecord, TaskState
+from gpuledger.model import TaskState
 from gpuledger.ui import changes
 from gpuledger.ui.lines import Lines
 from gpuledger.ui.logtail import Tail, read_tail, tail_lines
 from gpuledger.ui.screens import LedgerScreen
 from gpuledger.ui.session import Session
+from gpuledger.views import Snapshot, TaskRecord
 
 BOTH_LINES = 24
 """With fewer lines the two halves take turns."""

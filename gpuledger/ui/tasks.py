@@ -11,7 +11,8 @@ from gpuledger.display.tasks import task_lines
 from gpuledger.display.text import one_line
 from gpuledger.errors import LedgerError
 from gpuledger.ledger import Ledger
-from gpuledger.model import Selection, Snapshot, TaskRecord, TaskState
+from gpuledger.model import TaskState
+from gpuledger.selection import Selection
 from gpuledger.ui import changes
 from gpuledger.ui.changes import Change
 from gpuledger.ui.filters import selection_of
@@ -19,6 +20,7 @@ from gpuledger.ui.rows import Drawn, Rows, Table
 from gpuledger.ui.screens import ListScreen
 from gpuledger.ui.session import Session
 from gpuledger.ui.task import TaskScreen
+from gpuledger.views import Snapshot, TaskRecord
 from gpuledger.where import BadWhere
 
 PAGE = 100

@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from gpuledger.display.status import claimable
 from gpuledger.display.workers import worker_lines
-from gpuledger.model import Snapshot, WorkerView
 from gpuledger.ui import changes
 from gpuledger.ui.changes import Change
 from gpuledger.ui.rows import Drawn, Rows, Table
 from gpuledger.ui.screens import ListScreen
 from gpuledger.ui.session import Session
 from gpuledger.ui.task import TaskScreen
+from gpuledger.views import Snapshot, WorkerView
 
 
 class WorkersScreen(ListScreen):

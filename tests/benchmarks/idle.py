@@ -26,8 +26,8 @@ from gpuledger import locks
 from gpuledger.clock import SystemClock
 from gpuledger.heartbeat import Beat, HeartbeatFile, Pacemaker, beat_path, idle_pace_s
 from gpuledger.ledger import Ledger
+from gpuledger.machine import pid_start, this_machine
 from gpuledger.model import WorkerIdentity
-from gpuledger.process import pid_start, this_machine
 from gpuledger.signals import Signals
 from gpuledger.worker import Tools, Worker, WorkerOptions
 from tests.benchmarks.measure import spread

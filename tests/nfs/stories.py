@@ -102,8 +102,8 @@ def write_sweep(name: str, *, number: int, seconds: int, priority: int) -> str:
 def drain(tasks: str) -> dict[str, Any]:
     """Three clients, three workers each; a SIGKILL, a client cut off, a server restart.
 
-    All but fifteen of the tasks are quick. The slow ones come once all hosts are at work, and each
-    host has some of them when a worker is killed on one and another is cut off.
+    All but fifteen of the tasks are quick. The slow ones come once all hosts are at work, and
+    every worker of two hosts has one when a worker is killed on one and the other is cut off.
     """
     number = int(tasks)
     for folder in ("begun", "done"):
@@ -142,14 +142,18 @@ def drain(tasks: str) -> dict[str, Any]:
     def reached(number: int) -> None:
         wait_until(lambda: done() >= number, because=f"{number} tasks are done", timeout_s=900)
 
-    def slow_on(client: int) -> bool:
-        return any((HERE / "begun").glob(f"client{client}-slow*"))
+    def at_slow_ones(client: int) -> bool:
+        begun = {path.name for path in (HERE / "begun").glob(f"client{client}-slow*")}
+        ended = {f"client{client}-{path.name}" for path in (HERE / "done").iterdir()}
+        return len(begun - ended) == 3
 
     reached(number // 10)
     tell("adding slow ones")
     slow = write_sweep("slow", number=SLOW, seconds=SLOW_S, priority=10)
     run(2, *GPULEDGER, "init", slow, LEDGER)
-    wait_until(lambda: slow_on(1) and slow_on(3), because="both have slow ones", timeout_s=600)
+    # Then none of them is at the ledger, whose lock NFSv3 would keep for who is cut off.
+    both = "all workers of both are at slow ones"
+    wait_until(lambda: at_slow_ones(1) and at_slow_ones(3), because=both, timeout_s=600)
     lab("cut", "3", str(CUT_S))
     tell("cut client 3 off for longer than the lease")
     victim = run(1, "sh", "-c", f"pgrep -o -f '^{sys.executable} -m gpuledger work'").strip()
@@ -259,7 +263,7 @@ def stray() -> dict[str, Any]:
 
 def selection() -> Any:
     """Return the selection of all tasks."""
-    from gpuledger.model import Selection
+    from gpuledger.selection import Selection
 
     return Selection(sweep="exp")
 

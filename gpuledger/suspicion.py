@@ -1,0 +1,56 @@
+"""The rules by which a worker, or a sweep, is taken to be broken rather than its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuledger.model import Outcome
+
+SUSPECT_AFTER = 3
+"""Failures in a row that make a worker suspect."""
+
+QUICK_S = 60.0
+"""A failure sooner than this after the start is quick: the machine may be what is broken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentEnding:
+    """One of a worker's latest endings, as far as `is_suspect` needs it."""
+
+    task: str
+    outcome: Outcome
+    duration_s: float
+    failed_elsewhere: bool
+
+
+def is_suspect(latest: Sequence[RecentEnding], *, others: int) -> bool:
+    """Tell whether a worker, rather than its tasks, seems to be what is broken.
+
+    Args:
+        latest: Its latest endings, newest first; interruptions left out.
+        others: Number of other live workers; without one the tasks have no better place.
+    """
+    if others < 1 or len(latest) < SUSPECT_AFTER:
+        return False
+    streak = latest[:SUSPECT_AFTER]
+    return len({ending.task for ending in streak}) == SUSPECT_AFTER and all(
+        ending.outcome is Outcome.FAILED
+        and ending.duration_s < QUICK_S
+        and not ending.failed_elsewhere
+        for ending in streak
+    )
+
+
+def is_broken(
+    *, failed_tasks: int, failed_on: frozenset[str], live: frozenset[str], pause_after: int
+) -> bool:
+    """Tell whether a sweep, rather than its tasks or workers, seems to be what is broken.
+
+    Args:
+        failed_tasks: Different tasks that failed since the sweep's last success.
+        failed_on: Names of the workers they failed on.
+        live: Names of the live workers.
+        pause_after: See `RunSettings`.
+    """
+    return pause_after > 0 and failed_tasks >= pause_after and live <= failed_on
