@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +151,10 @@ def drain(tasks: str) -> dict[str, Any]:
     tell("adding slow ones")
     slow = write_sweep("slow", number=SLOW, seconds=SLOW_S, priority=10)
     run(2, *GPULEDGER, "init", slow, LEDGER)
-    # Then none of them is at the ledger, whose lock NFSv3 would keep for who is cut off.
     both = "all workers of both are at slow ones"
     wait_until(lambda: at_slow_ones(1) and at_slow_ones(3), because=both, timeout_s=600)
-    lab("cut", "3", str(CUT_S))
+    with held_lock(2):  # NFSv3 would keep it for the other until that is back: nobody could go on
+        lab("cut", "3", str(CUT_S))
     tell("cut client 3 off for longer than the lease")
     victim = run(1, "sh", "-c", f"pgrep -o -f '^{sys.executable} -m gpuledger work'").strip()
     run(1, "kill", "-9", victim)
@@ -184,6 +184,16 @@ def drain(tasks: str) -> dict[str, Any]:
         "integrity": integrity(),
         "said": what_workers_said(),
     }
+
+
+@contextlib.contextmanager
+def held_lock(client: int) -> Iterator[None]:
+    """Let nobody but a process on this client hold the ledger's lock meanwhile."""
+    with start(client, *ME, "hold-lock") as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield
+        holder.communicate()
 
 
 def what_workers_said() -> dict[int, str]:
@@ -306,11 +316,11 @@ def gone_holder() -> dict[str, Any]:
 
 
 def hold_lock() -> None:
-    """Hold both locks until killed."""
+    """Hold both locks until stdin ends."""
 
     def work(db: sqlite3.Connection) -> None:
         print("held", flush=True)
-        signal.pause()
+        sys.stdin.read()
 
     Store(SHARE / ".gpuledger").write(work, operation="claim")
 
