@@ -27,7 +27,7 @@ from gpuledger.model import (
     WorkerIdentity,
 )
 from gpuledger.operations import event_values, insert_events
-from gpuledger.spec import settings_from_json
+from gpuledger.spec import params_digest, settings_from_json
 
 MOST_HELD = 64
 HELD_BY_ALL = 768
@@ -95,6 +95,8 @@ def deliver(db: sqlite3.Connection, worker: str, finished: Finished) -> Ended:
     """Record what a worker did that is not live any more; see `Ledger.deliver`."""
     token, ending = finished.token, finished.ending
     task = endings.task_row(db, token)
+    if finished.params is not None and params_digest(finished.params) != task["digest"]:
+        raise LeaseLost(token.task, token.number, why="its parameters were changed meanwhile")
     latest = _latest(db, task["id"])
     is_new = token.number == (latest["number"] if latest else 0) + 1
     if is_new and endings.is_free(task, token) and ending.outcome is Outcome.COMPLETED:

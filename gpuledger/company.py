@@ -8,12 +8,17 @@ from collections.abc import Callable
 
 from gpuledger.clock import Clock
 from gpuledger.errors import LedgerError, NotShared
+from gpuledger.heartbeat import changed_at
 from gpuledger.ledger import Ledger
 from gpuledger.lookout import Lookout
 from gpuledger.model import WorkerIdentity
 from gpuledger.process import kill_marked
 
 LONG_AGO_S = -1e9
+
+COMING_AND_GOING_S = 0.1
+"""So many seconds for each live worker, busy ones leave between two looks at who came and went:
+ten locks a second in all, where workers come and go all the time."""
 
 SPREAD = 0.9
 """Who began to look at the same time does not go on looking at the same time."""
@@ -44,6 +49,7 @@ class Company:
         self._hosts: set[str] = set()
         self._live_seen: int | None = None
         self._live_at_s = self._looked_at_s = LONG_AGO_S
+        self._folder_at: int | None = None
         self._spread = 1.0
 
     def known_as(self, me: WorkerIdentity) -> None:
@@ -127,11 +133,20 @@ class Company:
         return bool(lost)
 
     def _refresh(self, now_s: float, *, busy: bool, changes: int | None) -> None:
-        """Ask the ledger who is there, but seldom, and only when it changed."""
-        pace_s = self._ledger.lease_s if busy else self._ledger.heartbeat_s
-        if now_s - self._live_at_s < pace_s:
+        """Ask the ledger who is there, but seldom, and only when it changed.
+
+        Who runs a task asks once a lease, or when a file came or went where workers give their
+        signs of life: what this machine did there is seen at once.
+        """
+        since_s = now_s - self._live_at_s
+        is_early = busy and since_s < self._ledger.lease_s
+        pace_s = COMING_AND_GOING_S * len(self.live) if is_early else 0.0
+        if since_s < max(self._ledger.heartbeat_s, pace_s):
             return
-        self._live_at_s = now_s
+        folder_at = changed_at(self._ledger.folder / "workers")
+        if is_early and folder_at == self._folder_at:
+            return
+        self._live_at_s, self._folder_at = now_s, folder_at
         if changes is None:
             changes = self._ledger.store.change_counter()
         if changes is None or changes == self._live_seen:

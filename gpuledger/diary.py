@@ -18,6 +18,7 @@ from typing import Any
 from gpuledger.heartbeat import beat_path
 from gpuledger.model import Claim, Ending, Token, WorkerIdentity, ending_from
 from gpuledger.modes import make_folder, open_file
+from gpuledger.spec import Params
 
 FOLDER = "diaries"
 LONGEST_LINE_BYTES = 1 << 20
@@ -32,6 +33,7 @@ class Entry:
         at: Seconds since the epoch, on the clock of the worker's machine.
         token: Of the attempt.
         worker: Whose diary it is; None in lines that do not start an attempt.
+        params: What the attempt ran with; None in lines that do not say.
         ending: How it ended; None in other lines.
     """
 
@@ -39,6 +41,7 @@ class Entry:
     at: float
     token: Token
     worker: WorkerIdentity | None = None
+    params: Params | None = None
     ending: Ending | None = None
 
 
@@ -53,7 +56,8 @@ class Diary:
 
     def started(self, claim: Claim, *, at: float) -> None:
         """Note that the attempt is ours and about to run."""
-        self._append({"kind": "started", "at": at, **_token(claim.token)}, self._worker)
+        line = {"kind": "started", "at": at, **_token(claim.token), "params": dict(claim.params)}
+        self._append(line, self._worker)
 
     def ended(self, token: Token, ending: Ending, *, at: float) -> None:
         """Note how an attempt ended, before the ledger is told."""
@@ -102,7 +106,7 @@ def _token(token: Token) -> Mapping[str, Any]:
 def _parse(line: bytes) -> Entry | None:
     try:
         values = json.loads(line)
-        worker, ending = values.get("worker"), values.get("ending")
+        worker, params, ending = values.get("worker"), values.get("params"), values.get("ending")
         return Entry(
             kind=str(values["kind"]),
             at=float(values["at"]),
@@ -112,6 +116,7 @@ def _parse(line: bytes) -> Entry | None:
                 nonce=str(values["nonce"]),
             ),
             worker=_worker(worker) if worker else None,
+            params=dict(params) if params is not None else None,
             ending=ending_from(ending) if ending else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Set
 from dataclasses import replace
 
 from gpuledger import queries
@@ -23,10 +24,13 @@ from gpuledger.operations import event_values, insert_events, record_event
 from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
 from gpuledger.spec import RunSettings, settings_from_json
-from gpuledger.suspicion import RecentEnding, is_broken, is_suspect
+from gpuledger.suspicion import RecentEnding, is_broken, is_suspect, is_value_to_blame
 
 STREAK_KEPT = 64
 """Failed tasks a sweep remembers since its last success; more would change nothing."""
+
+COMPARED = 1000
+"""Latest completed attempts of the ledger that the failed tasks are compared with."""
 
 
 def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> Ended:
@@ -112,7 +116,11 @@ def _ended_before(
     )
     if attempt["outcome"] == ending.outcome:
         return before  # the same call again, after an answer that got lost
-    untouched = is_free(task, token) and not _has_later_attempt(db, task, token)
+    untouched = (
+        is_free(task, token)
+        and not _has_later_attempt(db, task, token)
+        and token.number > task["forgiven_until"]  # else it was retried, perhaps with other values
+    )
     if attempt["outcome"] == Outcome.LOST and untouched and ending.outcome == "completed":
         return _complete_late(db, task, token, ending, before, now=now)
     raise LeaseLost(token.task, token.number, why=f"it was ended as {attempt['outcome']}")
@@ -127,7 +135,7 @@ def _complete_late(
     *,
     now: float,
 ) -> Ended:
-    """Accept the success of a worker thought dead, while nobody else took the task."""
+    """Accept the success of a worker thought dead, while nobody took or retried the task."""
     db.execute(
         "UPDATE attempt SET outcome = 'completed', ended_at = :now, duration_s = :duration,"
         " exit_code = 0, error = NULL, metrics = :metrics, memory_peak_mib = :memory_peak,"
@@ -265,6 +273,8 @@ def _judge(
             reason=reason,
         )
         return replace(ended, sweep_paused=reason)
+    if ending.fatal:
+        return ended  # the task says itself that it is to blame
     latest = _latest_endings(db, token.nonce, me["name"])
     if not is_suspect([recent for _, recent in latest], others=len(live - {me["name"]})):
         return ended
@@ -315,14 +325,18 @@ def _note_failure(
     tasks = set(failing.get("tasks", ())) | {task["id"]}
     workers = set(failing.get("workers", ())) | {worker}
     reason = None
-    if row["paused"] is None and is_broken(
-        failed_tasks=len(tasks),
-        failed_on=frozenset(workers),
-        live=live,
-        pause_after=settings.pause_after,
+    if (
+        row["paused"] is None
+        and is_broken(
+            failed_tasks=len(tasks),
+            failed_on=frozenset(workers),
+            live=live,
+            pause_after=settings.pause_after,
+        )
+        and not _is_value_to_blame(db, task["sweep_id"], tasks)
     ):
         where = "on every worker" if len(live) > 1 else "in a row"
-        reason = f"{len(tasks)} tasks failed {where}, none succeeded: {ending.error}"
+        reason = f"{len(tasks)} tasks failed {where}, none succeeded meanwhile: {ending.error}"
         db.execute(
             "UPDATE sweep SET paused = ?, paused_by = 'gpuledger' WHERE id = ?",
             (reason, task["sweep_id"]),
@@ -330,6 +344,25 @@ def _note_failure(
     kept = {"tasks": sorted(tasks)[-STREAK_KEPT:], "workers": sorted(workers & (live | {worker}))}
     db.execute("UPDATE sweep SET failing = ? WHERE id = ?", (json.dumps(kept), task["sweep_id"]))
     return reason
+
+
+def _is_value_to_blame(db: sqlite3.Connection, sweep_id: int, failed: Set[int]) -> bool:
+    """Apply `is_value_to_blame` to tasks that failed, and the latest of those that completed."""
+    completed = db.execute(
+        "SELECT params FROM (SELECT task_id FROM attempt WHERE outcome = 'completed'"
+        " ORDER BY ended_at DESC LIMIT ?) JOIN task ON task.id = task_id WHERE sweep_id = ?",
+        (COMPARED, sweep_id),
+    ).fetchall()
+    if not completed:
+        return False
+    rows = db.execute(
+        "SELECT params FROM task WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(sorted(failed)),),
+    )
+    return is_value_to_blame(
+        [json.loads(row["params"]) for row in rows],
+        [json.loads(row["params"]) for row in completed],
+    )
 
 
 def _latest_endings(
@@ -340,7 +373,9 @@ def _latest_endings(
         "SELECT task_id, number, outcome, counted, COALESCE(duration_s, 0) AS duration_s,"
         " EXISTS (SELECT 1 FROM attempt AS other WHERE other.task_id = attempt.task_id"
         "   AND other.worker <> attempt.worker"
-        "   AND other.outcome IN ('failed', 'oom', 'timed_out')) AS elsewhere"
+        "   AND other.outcome IN ('failed', 'oom', 'timed_out')) AS elsewhere,"
+        " (SELECT task.state = 'failed' AND failures < json_extract(settings, '$.max_attempts')"
+        "   FROM task JOIN sweep ON sweep.id = sweep_id WHERE task.id = task_id) AS fatal"
         " FROM attempt WHERE worker = ? AND nonce = ?"
         " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
         " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 3",
@@ -353,7 +388,7 @@ def _latest_endings(
                 task=str(row["task_id"]),
                 outcome=Outcome(row["outcome"]),
                 duration_s=row["duration_s"],
-                failed_elsewhere=bool(row["elsewhere"]) or not row["counted"],
+                task_to_blame=bool(row["elsewhere"] or row["fatal"]) or not row["counted"],
             ),
         )
         for row in rows

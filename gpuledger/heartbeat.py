@@ -213,6 +213,14 @@ def written_at(path: Path) -> float | None:
         os.close(descriptor)
 
 
+def changed_at(folder: Path) -> int | None:
+    """Return when a file came into a folder, or left it, in ns of the server's clock, or None."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def read_sign_of_life(path: Path, *, now: float) -> tuple[Beat | None, float | None]:
     """Return the last beat and about how many seconds ago it came; for people, not for judging.
 

@@ -122,13 +122,19 @@ class Ledger:
             lambda db: claims.register(db, worker, now=now), operation="register"
         )
 
-    def leave(self, nonce: str) -> None:
-        """Record that a worker left; an attempt it still had is given back as interrupted."""
+    def leave(self, nonce: str, *, crash: str | None = None) -> None:
+        """Record that a worker left; an attempt it still had is given back as interrupted.
+
+        Args:
+            nonce: The worker's.
+            crash: What it crashed of: its attempt is lost then, as if the machine had died, for
+                it may be what the worker crashed of. None means that it left as it should.
+        """
+        outcome = Outcome.INTERRUPTED if crash is None else Outcome.LOST
+        ending = Ending(outcome=outcome, error=crash)
 
         def change(db: sqlite3.Connection) -> None:
-            endings.end_worker(
-                db, nonce, "left", Ending(outcome=Outcome.INTERRUPTED), now=self._clock.now()
-            )
+            endings.end_worker(db, nonce, "left", ending, now=self._clock.now())
 
         self.store.write(change, operation="leave")
 
@@ -352,6 +358,15 @@ class Ledger:
             long=True,
         )
 
+    def plan_sweep(self, spec: SweepSpec, *, prune: bool = False) -> SweepChange:
+        """Return what `add_sweep` would do, and change nothing."""
+        now = self._clock.now()
+
+        def work(db: sqlite3.Connection) -> SweepChange:
+            raise Unchanged(operations.add_sweep(db, spec, prune=prune, now=now))
+
+        return self.store.write(work, operation="init", long=True)
+
     def retry(
         self,
         selection: Selection,
@@ -367,13 +382,16 @@ class Ledger:
             params: New values for some parameters: the tasks keep their names.
         """
         now = self._clock.now()
-        return self.store.write(
+        change = self.store.write(
             lambda db: operations.retry(
                 db, selection, completed=completed, params=params or {}, now=now
             ),
             operation="retry",
             long=True,
         )
+        if change.changed:
+            self._nudge()
+        return change
 
     def cancel(self, selection: Selection, *, kill: bool = False) -> TaskChange:
         """Cancel pending tasks; running ones finish first, or are stopped now with `kill`."""
@@ -416,6 +434,15 @@ class Ledger:
         )
         self._nudge()
         return changed
+
+    def require_sweeps(self, names: Sequence[str]) -> None:
+        """Raise UnknownTask when there is no sweep of one of these names."""
+
+        def look(db: sqlite3.Connection) -> None:
+            for name in names:
+                queries.sweep_id(db, name)
+
+        self.store.read(look)
 
     def snapshot(self, *, sweep: str | None = None) -> Snapshot:
         """Return everything `status` shows."""

@@ -109,12 +109,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A short attempt that has ended; instants are seconds since the epoch, by its worker."""
+    """A short attempt that has ended; instants are seconds since the epoch, by its worker.
+
+    `params` are what it ran with; None when that is not known.
+    """
 
     token: Token
     ending: Ending
     started_at: float
     ended_at: float
+    params: Params | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

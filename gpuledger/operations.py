@@ -121,11 +121,11 @@ def _update_sweep(
         if point is None:
             point = _known_point(db, row["id"], digest, task.seed)
             if point is None:
-                point = next_point
+                point = new_points[digest] = next_point
                 next_point += 1
-            new_points[digest] = point
         added += 1
-        _insert_task(db, row["id"], point, task, digest, spec.priority)
+        new = _insert_task(db, row["id"], point, task, digest, spec.priority)
+        db.execute("INSERT INTO seen VALUES (?)", (new,))
     _set_next_point(db, row["id"])
     missing = sum(before.values()) - kept
     pruned = _prune(db, row["id"]) if prune and missing else 0
@@ -187,9 +187,10 @@ def _insert_task(
     task: TaskSpec,
     digest: bytes,
     priority: int,
-) -> None:
+) -> int | None:
     params = json.dumps(dict(task.params))
-    db.execute(INSERT_TASK, (sweep_id, point, task.seed, params, digest, priority))
+    values = (sweep_id, point, task.seed, params, digest, priority)
+    return db.execute(INSERT_TASK, values).lastrowid
 
 
 def _set_next_point(db: sqlite3.Connection, sweep_id: int | None) -> None:
@@ -226,6 +227,10 @@ def retry(
     if completed:
         wanted.append(TaskState.COMPLETED)
     skipped = _by_state(db, where, values, leaving_out=frozenset(wanted))
+    withdrawn = db.execute(
+        f"UPDATE task SET stop = NULL WHERE {where} AND state = 'running' AND stop IS NOT NULL",
+        values,
+    ).rowcount
     rows = db.execute(
         f"SELECT task.id, task.params, task.sweep_id FROM task WHERE {where}"
         f" AND state IN ({_marks(wanted)})",
@@ -248,6 +253,7 @@ def retry(
     return TaskChange(
         changed=len(ids),
         running=skipped.pop(TaskState.RUNNING, 0),
+        withdrawn=withdrawn,
         skipped=skipped,
         names=tuple(names),
         resumed=_resume_broken(db, {row["sweep_id"] for row in rows}, now=now),
@@ -255,8 +261,7 @@ def retry(
 
 
 def _set_params(db: sqlite3.Connection, row: sqlite3.Row, params: Params) -> None:
-    """Give a task corrected parameters; what the file says stays known, so that `init` again
-    does not take it for a new point."""
+    """Correct some of a task's parameters; `init` again does not take it for a new point."""
     before = json.loads(row["params"])
     unknown = sorted(set(params) - set(before))
     if unknown:
@@ -265,24 +270,32 @@ def _set_params(db: sqlite3.Connection, row: sqlite3.Row, params: Params) -> Non
             hint=f"it has: {', '.join(before) or 'none'}",
         )
     after = {**before, **params}
-    digest = params_digest(after)
     try:
-        db.execute(
-            "UPDATE task SET params = ?, digest = ?, file_digest = COALESCE(file_digest, digest)"
-            " WHERE id = ?",
-            (json.dumps(after), digest, row["id"]),
-        )
+        put_params(db, row["id"], after)
     except sqlite3.IntegrityError as error:
         twin = db.execute(
             "SELECT other.id FROM task JOIN task AS other ON other.sweep_id = task.sweep_id"
             " AND other.seed = task.seed AND other.digest = ? WHERE task.id = ?",
-            (digest, row["id"]),
+            (params_digest(after), row["id"]),
         ).fetchone()
         name = queries.names_of(db, [twin["id"]])[0] if twin else "another task"
         raise BadSweepFile(
             f"{name} has these parameters already; nothing was changed",
             hint="cancel the failed one instead of changing it",
         ) from error
+
+
+def put_params(db: sqlite3.Connection, task_id: int, params: Params) -> None:
+    """Give a task parameters; what the file says stays known.
+
+    Raises:
+        sqlite3.IntegrityError: Another task of the sweep has them, with this seed.
+    """
+    db.execute(
+        "UPDATE task SET params = ?, digest = ?, file_digest = COALESCE(file_digest, digest)"
+        " WHERE id = ?",
+        (json.dumps(dict(params)), params_digest(params), task_id),
+    )
 
 
 def _resume_broken(db: sqlite3.Connection, sweep_ids: set[int], *, now: float) -> tuple[str, ...]:

@@ -81,7 +81,8 @@ def write_parquet(
     import pyarrow.parquet as pq
 
     known = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
-    schema = pa.schema([(name, known[type_]) for name, type_ in zip(names, types, strict=True)])
+    columns_of = zip(map(_text, names), types, strict=True)
+    schema = pa.schema([(name, known[type_]) for name, type_ in columns_of])
     with pq.ParquetWriter(file, schema) as writer:
         for batch in _batches(rows):
             columns = [
@@ -103,6 +104,10 @@ def _as(type_: str, value: Any) -> Any:
     if type_ == "float":
         return NUMBERS[value] if isinstance(value, str) else float(value)
     if type_ == "string":
-        text = value if isinstance(value, str) else json.dumps(value)
-        return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate is no text there
+        return _text(value if isinstance(value, str) else json.dumps(value))
     return value
+
+
+def _text(text: str) -> str:
+    """Return a text without halves of surrogates, which are none there."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from gpuledger.errors import (
     LedgerBusy,
+    LedgerError,
     LedgerReplaced,
     LedgerUnreachable,
     NoLedger,
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 OUT_OF_REACH = (LedgerBusy, LedgerUnreachable, NoLedger, NotAllowed, Unavailable)
 """What may mend itself, or be mended by somebody, while a worker waits."""
+
+AT_THE_START = tuple(kind for kind in OUT_OF_REACH if kind is not NotAllowed)
+"""The same for one that has done nothing yet: somebody who started it may be looking."""
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
@@ -37,14 +41,18 @@ class Patience:
         self._say = say
 
     def until_reached(
-        self, operation: Callable[[], T], *, is_leaving: Callable[[], bool]
+        self,
+        operation: Callable[[], T],
+        *,
+        is_leaving: Callable[[], bool],
+        waits_for: tuple[type[LedgerError], ...] = OUT_OF_REACH,
     ) -> T | None:
         """Repeat until the ledger can be reached; None when told to leave before that."""
         told: str | None = None
         for backoff_s in backoffs():
             try:
                 answer = self.in_this_epoch(operation)
-            except OUT_OF_REACH as error:
+            except waits_for as error:
                 if error.problem != told:
                     self._say(f"{error}; waiting until it is mended")
                     told = error.problem

@@ -56,6 +56,8 @@ def find_task(db: sqlite3.Connection, name: str) -> sqlite3.Row | None:
         numbers = int(point), int(rest)
     except ValueError:
         return None
+    if max(map(abs, numbers)) > BEHIND_ALL:  # SQLite has no such number
+        return None
     row: sqlite3.Row | None = db.execute(
         "SELECT task.*, sweep.name AS sweep, sweep.settings FROM task"
         " JOIN sweep ON sweep.id = task.sweep_id"
@@ -137,10 +139,10 @@ def _known(db: sqlite3.Connection, name: str) -> int:
         )
     ]
     near = difflib.get_close_matches(name, names, n=1)
-    raise UnknownTask(
-        f"no task is named {name!r}",
-        hint=f"did you mean {near[0]}?" if near else "'gpuledger tasks' lists them",
-    )
+    hint = f"did you mean {near[0]}?" if near else "'gpuledger tasks' lists them"
+    if db.execute("SELECT 1 FROM sweep WHERE name = ?", (name,)).fetchone() is not None:
+        hint = f"{name} is a sweep: 'gpuledger tasks --sweep {name}' lists its tasks"
+    raise UnknownTask(f"no task is named {name!r}", hint=hint)
 
 
 def names_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[str]:
@@ -350,6 +352,17 @@ def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
             " AND json_extract(details, '$.stands_back') IS NULL ORDER BY name"
         )
     )
+
+
+def is_suspect(db: sqlite3.Connection, worker: WorkerIdentity) -> bool:
+    """Tell whether the last failures of a worker were taken off their tasks: it cools down."""
+    row = db.execute(
+        "SELECT outcome, counted FROM attempt WHERE worker = ? AND nonce = ?"
+        " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
+        " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 1",
+        (worker.name, worker.nonce),
+    ).fetchone()
+    return row is not None and row["outcome"] == "failed" and not row["counted"]
 
 
 def _identity(row: sqlite3.Row) -> WorkerIdentity:

@@ -109,7 +109,11 @@ class Recorder:
         ended_at = self._clock.now()
         self._diary.ended(claim.token, ending, at=ended_at)
         finished = Finished(
-            token=claim.token, ending=ending, started_at=started_at, ended_at=ended_at
+            token=claim.token,
+            ending=ending,
+            started_at=started_at,
+            ended_at=ended_at,
+            params=claim.params,
         )
         self._done.append(Done(claim=claim, finished=finished))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpuledger import claims, endings, queries, schema
+from gpuledger import claims, endings, operations, queries, schema
 from gpuledger.backups import Backup, examine, existing, sync_folder
 from gpuledger.clock import Clock
 from gpuledger.diary import Entry, read_diaries
@@ -28,6 +28,7 @@ from gpuledger.errors import LeaseLost, LedgerDamaged, LedgerUnreachable, NotAll
 from gpuledger.locks import LOCK_FILE, OuterLock
 from gpuledger.model import Ending, Outcome, WorkerIdentity
 from gpuledger.modes import make_folder, open_file
+from gpuledger.spec import Params, params_digest
 from gpuledger.store import CONDEMNED, DB_FILE, JOURNAL_FILE, MISSING, connect
 
 DAMAGED = "damaged"
@@ -198,6 +199,8 @@ def _start(db: sqlite3.Connection, task: sqlite3.Row, entry: Entry) -> bool:
     worker, token = entry.worker, entry.token
     if worker is None:
         return False
+    if not _with_params(db, task, entry.params):
+        return False
     _end_what_is_open(db, task["id"], now=entry.at)
     _ensure_worker(db, worker, now=entry.at)
     db.execute(
@@ -206,6 +209,20 @@ def _start(db: sqlite3.Connection, task: sqlite3.Row, entry: Entry) -> bool:
         (task["id"], token.number, worker.name, worker.nonce, worker.gpu_memory_mib, entry.at),
     )
     db.execute("UPDATE task SET state = 'running', stop = NULL WHERE id = ?", (task["id"],))
+    return True
+
+
+def _with_params(db: sqlite3.Connection, task: sqlite3.Row, params: Params | None) -> bool:
+    """Give a task the values that an operator corrected since the backup: its result is theirs.
+
+    False when another task has them by now.
+    """
+    if params is None or params_digest(params) == task["digest"]:
+        return True
+    try:
+        operations.put_params(db, task["id"], params)
+    except sqlite3.IntegrityError:
+        return False
     return True
 
 

@@ -15,6 +15,9 @@ TAIL_BYTES = 65536
 PIECES = 32
 """Of a file that is too long to be read whole."""
 
+DEEPEST = 32
+"""Levels of a metric's value: whoever copies or writes one needs several frames for each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -89,12 +92,12 @@ def _merged(before: Report, after: Report) -> Report:
 
 def _parse(line: bytes) -> Report | None:
     try:
-        values = json.loads(line, parse_constant=str, parse_float=_float)
+        values = json.loads(line, parse_constant=str, parse_float=_float, parse_int=_int)
         metrics = values.get("metrics", {})
         step, total = values.get("step"), values.get("total")
     except (ValueError, AttributeError, RecursionError):
         return None
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, dict) or _depth(metrics) > DEEPEST + 1:
         return None
     return Report(step=_number(step), total=_number(total), metrics=metrics)
 
@@ -103,6 +106,29 @@ def _float(text: str) -> float | str:
     """Return a float that strict JSON can carry on, or the text that stands for it."""
     value = float(text)
     return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def _int(text: str) -> int | float | str:
+    """Return a whole number; one that no float can hold, as a float would be."""
+    value = int(text)
+    try:
+        float(value)
+    except OverflowError:
+        return _float(text)
+    return value
+
+
+def _depth(value: object) -> int:
+    """Return how many levels a JSON value has: 0 for a number or a text."""
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        depth += 1
+    return depth
 
 
 def _number(value: object) -> float | None:

@@ -40,6 +40,7 @@ class TaskChange:
     Attributes:
         changed: Tasks that are in the wanted state now.
         running: Tasks that run: left alone, or (cancel) asked to stop.
+        withdrawn: Those of `running` that are not to be cancelled any more.
         skipped: By state, tasks that were selected but left as they were.
         names: The first few of the changed ones.
         resumed: Sweeps that gpuledger had paused and that go on now.
@@ -47,6 +48,7 @@ class TaskChange:
 
     changed: int = 0
     running: int = 0
+    withdrawn: int = 0
     skipped: Mapping[TaskState, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     resumed: tuple[str, ...] = ()

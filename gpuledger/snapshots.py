@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpuledger.eta import with_etas
 from gpuledger.heartbeat import Beat, beat_path, read_sign_of_life
+from gpuledger.machine import is_alive
 from gpuledger.model import Outcome, TaskState, WorkerIdentity
 from gpuledger.queries import live_workers, sweep_id, task_name, worker_views
 from gpuledger.resources import no_worker_fits
@@ -191,6 +192,8 @@ def _alive(view: WorkerView, beat: Beat | None, age_s: float | None) -> WorkerVi
     if beat is None:
         return view
     view = replace(view, heartbeat_age_s=age_s, gpus=beat.gpus, note=beat.note)
+    if is_alive(beat.machine, beat.pid, beat.pid_start) is False:
+        return replace(view, note="its process is gone: the next worker to look takes its task")
     if (beat.task, beat.number) != (view.task, view.number):
         return view  # the beat is older, or newer, than the ledger's row
     return replace(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuledger.model import Outcome
+from gpuledger.spec import Params
 
 SUSPECT_AFTER = 3
 """Failures in a row that make a worker suspect."""
@@ -16,12 +18,15 @@ QUICK_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentEnding:
-    """One of a worker's latest endings, as far as `is_suspect` needs it."""
+    """One of a worker's latest endings, as far as `is_suspect` needs it.
+
+    `task_to_blame`: it failed elsewhere, too, or no other attempt makes sense.
+    """
 
     task: str
     outcome: Outcome
     duration_s: float
-    failed_elsewhere: bool
+    task_to_blame: bool
 
 
 def is_suspect(latest: Sequence[RecentEnding], *, others: int) -> bool:
@@ -37,7 +42,7 @@ def is_suspect(latest: Sequence[RecentEnding], *, others: int) -> bool:
     return len({ending.task for ending in streak}) == SUSPECT_AFTER and all(
         ending.outcome is Outcome.FAILED
         and ending.duration_s < QUICK_S
-        and not ending.failed_elsewhere
+        and not ending.task_to_blame
         for ending in streak
     )
 
@@ -54,3 +59,24 @@ def is_broken(
         pause_after: See `RunSettings`.
     """
     return pause_after > 0 and failed_tasks >= pause_after and live <= failed_on
+
+
+def is_value_to_blame(failed: Sequence[Params], completed: Sequence[Params]) -> bool:
+    """Tell whether failed tasks share a value of a parameter that no completed one has.
+
+    In a grid the points with one bad value are neighbours: they fail in a row, and nothing but
+    that value is broken.
+
+    Args:
+        failed: Parameters of the tasks that failed.
+        completed: Those of tasks of the same sweep that completed.
+    """
+    if not failed or not completed:
+        return False
+    shared = set.intersection(*map(_values, failed))
+    return bool(shared.difference(*map(_values, completed)))
+
+
+def _values(params: Params) -> set[tuple[str, str]]:
+    """Return names and values, as texts: lists and tables can be compared, too."""
+    return {(name, json.dumps(value, sort_keys=True)) for name, value in params.items()}

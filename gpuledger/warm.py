@@ -633,7 +633,8 @@ if __name__ == "__main__":
             exec(_code, sys.modules["__main__"].__dict__)  # held by no name of ours
         _finish.is_well = True
     except SystemExit as error:
-        _finish.is_well = error.code in (None, 0)
+        # As the interpreter takes it: an object that equals 0, as 0.0 does, is a message.
+        _finish.is_well = error.code is None or (isinstance(error.code, int) and not error.code)
         raise
     except BaseException:
         hide_this_file(globals())

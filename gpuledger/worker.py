@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from traceback import format_exception, format_exception_only
 
 from gpuledger import runner
 from gpuledger.allocation import Allocation
@@ -30,7 +31,7 @@ from gpuledger.model import (
 )
 from gpuledger.origin import Origin
 from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
-from gpuledger.patience import Patience
+from gpuledger.patience import AT_THE_START, OUT_OF_REACH, Patience
 from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
 from gpuledger.readiness import Readiness
@@ -50,6 +51,8 @@ ASK_IN_VAIN_PER_WORKER_S = 3.0
 SOON_S = 0.1
 COOL_DOWN_S = 60.0
 LONGEST_COOL_DOWN_S = 3600.0
+LONGEST_LINE = 400
+LONGEST_TRACEBACK = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +159,9 @@ class Worker:
     def run(self) -> None:
         """Work until told to leave, or until nothing is left to do."""
         self._recorder.deliver_what_others_left()
-        if not self._enlist():
+        if not self._enlist(waits_for=AT_THE_START):
             return
+        crash: str | None = None
         try:
             claim = self._next()
             while claim is not None:
@@ -165,15 +169,22 @@ class Worker:
                 is_over = self._work_on(claim)
                 self._recorder.rhythm.task_took(self._tools.clock.boottime() - began_s)
                 claim = (self._go_on() if is_over else None) or self._next()
+        except LedgerError:
+            raise
+        except Exception as error:
+            crash = f"its worker crashed: {_in_one_line(error)}"
+            raise
         finally:
-            self._sign_off()
+            self._sign_off(crash=crash)
 
     # --- being known --------------------------------------------------------------------------
 
-    def _enlist(self) -> bool:
+    def _enlist(self, *, waits_for: tuple[type[LedgerError], ...] = OUT_OF_REACH) -> bool:
         """Register as a new worker; False when told to leave before that was possible."""
         me = self._patience.until_reached(
-            lambda: self.ledger.register(self._tools.identify()), is_leaving=self._is_leaving
+            lambda: self.ledger.register(self._tools.identify()),
+            is_leaving=self._is_leaving,
+            waits_for=waits_for,
         )
         if me is None:
             return False
@@ -195,11 +206,11 @@ class Worker:
         """Return the file server's time, as of our last sign of life."""
         return written_at(beat_path(self.ledger.folder, self.me.name, self.me.nonce))
 
-    def _sign_off(self) -> None:
+    def _sign_off(self, *, crash: str | None) -> None:
         self._launcher.close()
         self._patience.hasten()
         try:
-            self.ledger.leave(self.me.nonce)
+            self.ledger.leave(self.me.nonce, crash=crash)
         except LedgerError as error:
             self._say(f"could not sign off: {error.problem}")
         self._pulse.stop()
@@ -349,6 +360,10 @@ class Worker:
         except OSError as error:
             self._release_unstarted(claim, error, started_at=started_at)
             return True
+        except LedgerError:
+            raise
+        except Exception as error:  # a fault of ours with this task must not stop the others
+            ending = _our_fault(error)
         finally:
             memory_peak_mib = self._gpus.end() if self._gpus is not None else None
             self._pulse.show(None)
@@ -563,16 +578,35 @@ class Worker:
         self._pulse.note(None)
 
     def _pause(self, pause_s: float) -> None:
+        """Run nothing for a while; what an operator does meanwhile may be the mending: go on."""
         if not pause_s:
             return
         if self._gpus is not None:
             self._gpus.let_others_start()
+        nudge = self.ledger.store.last_nudge()
         until_s = self._tools.clock.boottime() + pause_s
-        while not self._is_leaving():
+        while not self._is_leaving() and self.ledger.store.last_nudge() == nudge:
             left_s = until_s - self._tools.clock.boottime()
             if left_s <= 0:
                 return
-            self._signals.wait(min(left_s, IDLE_POLL_S))
+            self._company.reap()
+            self._signals.wait(min(left_s, IDLE_POLL_S), also=self._company.descriptors())
 
     def _say(self, line: str) -> None:
         self._tools.say(line)
+
+
+def _our_fault(error: Exception) -> Ending:
+    """Return the ending of an attempt that this worker could not see through: it counts.
+
+    Were it handed back, it would come first again, and stop one worker after another.
+    """
+    return Ending(
+        outcome=Outcome.FAILED,
+        error=f"a fault of gpuledger itself: {_in_one_line(error)}",
+        traceback="".join(format_exception(error))[-LONGEST_TRACEBACK:],
+    )
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join("".join(format_exception_only(error)).split())[:LONGEST_LINE]

@@ -331,3 +331,18 @@ def test_another_task_starts_only_when_it_ends_before_the_next_visit() -> None:
     assert found.has_time()
     clock.advance(0.1)
     assert not found.has_time()
+
+
+def test_what_a_dead_worker_left_is_not_that_of_other_parameters(ledger: Ledger) -> None:
+    worker, held = holding(ledger)
+    ledger.reap({worker.nonce: lambda: True})
+    left = [replace(done(one), params=one.params) for one in held[:2]]
+    ledger.cancel(Selection(names=(held[0].task,)))
+    ledger.retry(Selection(names=(held[0].task,)), params={"lr": 77})
+
+    with pytest.raises(LeaseLost, match="parameters were changed"):
+        ledger.deliver(worker.name, left[0])
+    ledger.deliver(worker.name, left[1])
+
+    assert state(ledger, held[0].task) is TaskState.PENDING
+    assert state(ledger, held[1].task) is TaskState.COMPLETED

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuledger.model import Claim, TaskState
+from gpuledger.model import Claim, Ending, Outcome, TaskState
 from gpuledger.selection import Selection
 from tests.cli_support import Lab, make_lab, sweep
 
@@ -115,6 +115,7 @@ def test_retry_as_json_says_it_in_numbers(lab: Lab) -> None:
     assert told == {
         "changed": 1,
         "running": 1,
+        "withdrawn": 0,
         "skipped": {},
         "names": ["exp1_0_42"],
         "resumed": [],
@@ -169,3 +170,40 @@ def test_set_without_task_or_sensible_value_is_wrong_usage(lab: Lab, arguments: 
     told = lab.run("set", *arguments, exit_code=2).stderr
     assert "nothing was changed" in told
     assert lab.ledger.task("exp1_0_42").priority == 0
+
+
+def test_a_retry_takes_back_the_cancellation_of_a_running_task(lab: Lab) -> None:
+    running = lab.claim()
+    lab.run("cancel", running.task)
+    told = lab.run("retry", running.task).stdout
+    assert "1 task running: not cancelled any more." in told
+    lab.ledger.fail(running.token, Ending(outcome=Outcome.FAILED, error="x"))
+    assert state(lab, running.task) is TaskState.PENDING
+
+
+def test_cancelling_what_runs_does_not_begin_with_a_no(lab: Lab) -> None:
+    running = lab.claim()
+    told = lab.run("cancel", running.task, "--kill").stdout
+    assert told == "1 task running: the workers were told to stop now.\n"
+
+
+def test_a_filter_that_meets_no_failed_task_says_what_it_means(lab: Lab) -> None:
+    lab.run("cancel", "exp1_0_42")
+    told = lab.run("retry", "--where", "state == 'cancelled'").stdout
+    assert "--state cancelled takes those" in told
+    assert (
+        "exp1_0_42"
+        in lab.run("retry", "--where", "state == 'cancelled'", "--state", "cancelled").stdout
+    )
+
+
+@pytest.mark.parametrize("verb", ["show", "logs", "retry", "cancel"])
+def test_a_number_that_no_ledger_has_is_no_task(lab: Lab, verb: str) -> None:
+    for name in ("exp1_0_9223372036854775808", "exp1_0_-9223372036854775809"):
+        told = lab.run(verb, "--", name, exit_code=65).stderr
+        assert f"no task is named '{name}'" in told
+
+
+def test_the_name_of_a_sweep_is_no_task_and_is_said_to_be_one(lab: Lab) -> None:
+    told = lab.run("show", "exp1", exit_code=65).stderr
+    assert "exp1 is a sweep: 'gpuledger tasks --sweep exp1'" in told

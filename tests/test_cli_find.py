@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuledger.cli.find import find_ledger, folder_to_use
+from gpuledger.cli.find import find_ledger, folder_to_use, has_database
 from gpuledger.cli.trust import require_trusted
 from gpuledger.errors import LedgerError, NoLedger, NotAllowed
 from gpuledger.ledger import Ledger
@@ -116,3 +116,14 @@ def test_another_users_shared_ledger_is_for_the_members_of_its_group_only(
 def test_a_ledger_that_vanishes_is_an_error_a_user_can_act_on(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="nothing was run"):
         require_trusted(tmp_path / "gone", trust=False)
+
+
+def test_a_folder_that_is_not_ours_to_see_counts_as_a_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exists(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    assert not has_database(tmp_path)
+    monkeypatch.setattr(Path, "exists", exists)
+    assert has_database(tmp_path)

@@ -104,6 +104,60 @@ def test_a_dry_run_shows_commands_and_leaves_no_trace(here: Path) -> None:
     assert [path.name for path in here.iterdir()] == ["exp1.toml"]
 
 
+def test_a_dry_run_says_what_would_become_of_the_ledger(here: Path) -> None:
+    run("init", "exp1.toml")
+    (here / "exp1.toml").write_text(SWEEP.replace("0.01]", "0.5]"), encoding="utf-8")
+    before = (here / ".gpuledger" / "ledger.db").read_bytes()
+
+    told = run("init", "exp1.toml", "--dry-run").stdout
+
+    assert "Sweep exp1: 2 tasks added, 2 kept as they are." in told
+    assert "2 tasks no longer in the file" in told
+    plan = json.loads(run("init", "exp1.toml", "--dry-run", "--json").stdout)
+    assert (plan["would"]["added"], plan["would"]["missing"]) == (2, 2)
+    assert (here / ".gpuledger" / "ledger.db").read_bytes() == before
+
+
+def test_how_long_an_attempt_may_take_is_said(here: Path) -> None:
+    assert (
+        "ended after 2h 00m ([run] timeout); a task has 3 attempts"
+        in run("init", "exp1.toml").stdout
+    )
+    (here / "exp1.toml").write_text(f'{SWEEP}[run]\ntimeout = "none"\nmax_attempts = 1\n')
+    assert "as long as it needs; a task has 1 attempt." in run("init", "exp1.toml").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "warned"),
+    [
+        ("python train.py {args}", True),
+        ("python3 -u train.py", True),
+        ("python there.py", False),
+        ("python -m train.py", False),
+        ("python {lr}.py", False),
+        ("sh train.py", False),
+    ],
+)
+def test_a_script_that_is_not_there_is_noticed(here: Path, command: str, warned: bool) -> None:
+    (here / "there.py").touch()
+    (here / "a.toml").write_text(f'command = "{command}"\n[parameters]\nlr = [1]\n')
+    told = run("init", "a.toml", "--dry-run").stderr
+    assert (f"Warning: train.py is not in {here}." in told) is warned
+
+
+def test_another_ledger_beside_the_sweep_file_is_noticed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init", "exp1.toml")
+    above = here / "above"
+    above.mkdir()
+    monkeypatch.chdir(above)
+    (above / ".gpuledger").mkdir()
+    told = run("init", str(here / "exp1.toml"), "--dry-run").stderr
+    assert f"Warning: {here / '.gpuledger'} is a ledger, too" in told
+    assert "a ledger, too" not in run("init", str(here / "exp1.toml"), "--ledger", str(here)).stderr
+
+
 def test_control_characters_of_a_sweep_file_are_shown_not_obeyed(here: Path) -> None:
     evil = SWEEP.replace("[0.1, 0.01]", r'["\u001b[2J\u202e"]')
     (here / "evil.toml").write_text(evil, encoding="utf-8")

@@ -390,3 +390,29 @@ def test_signs_of_life_are_read_without_the_lock(lab: Lab) -> None:
     file.write(replace(beat, seq=2, step=4))
     reader.read()
     assert reader.latest().workers[0].step == 4
+
+
+def test_the_last_picture_shows_what_came_a_moment_ago(lab: Lab) -> None:
+    reader = Reader(lab.ledger, sweep=None, clock=ManualClock(), every_s=100.0)
+    lab.fail()
+    reader.read()
+    assert reader.latest().counts.failed == 0
+    reader.read(at_once=True)
+    assert reader.latest().counts.failed == 1
+
+
+def test_a_worker_of_this_machine_whose_process_is_gone_is_not_shown_as_well(lab: Lab) -> None:
+    from gpuledger.heartbeat import Beat, HeartbeatFile, beat_path
+    from gpuledger.machine import this_machine
+
+    claim, worker = lab.claim(), lab.worker
+    beat = Beat(
+        nonce=worker.nonce, name=worker.name, host=worker.host, machine=this_machine(),
+        pid=1 << 30, pid_start=1, seq=1,
+        task=claim.task, number=claim.number, elapsed_s=12.0,
+    )  # fmt: skip
+    HeartbeatFile(beat_path(lab.ledger.folder, worker.name, worker.nonce)).write(beat)
+
+    (view,) = lab.ledger.snapshot().workers
+    assert str(view.note).startswith("its process is gone")
+    assert view.elapsed_s is None

@@ -109,7 +109,7 @@ def test_a_terminal_gets_the_first_tasks_and_is_told_of_the_rest(
 def test_no_such_task_is_no_error_and_prints_no_row(lab: Lab) -> None:
     result = lab.run("tasks", "--error", "no such text")
     assert result.stdout == ""
-    assert "No such task" in result.stderr
+    assert "No task is like that" in result.stderr
     assert json.loads(lab.run("tasks", "--error", "no such text", "--json").stdout) == []
 
 

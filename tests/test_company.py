@@ -107,3 +107,35 @@ def test_who_died_while_it_ran_nothing_is_found_and_nobody_else(
         clock.advance(pause_s(company) + LATE_S)
     assert ledger.dead == ["died"]
     assert lease_s <= looked_s - began_s <= IN_TIME * lease_s + 2 * TICK_S
+
+
+def test_a_busy_worker_sees_at_once_who_came_to_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    me, other = (identity(nonce, host=f"on-{nonce}") for nonce in ("me", "other"))
+    ledger = PretendedLedger(tmp_path, (me,), 60, 5)
+    counter = iter(range(100))
+    ledger.change_counter = lambda: next(counter)  # type: ignore[method-assign]
+    clock = ManualClock()
+    company = Company(ledger, clock=clock, say=print, admit=lambda: None)  # type: ignore[arg-type]
+    company.known_as(me)
+
+    def seen() -> list[str]:
+        return [worker.nonce for worker in company.live]
+
+    company.reap(busy=True)
+    ledger._live = (me, other)
+    clock.advance(6)
+    company.reap(busy=True)
+    assert seen() == ["me"], "nothing says that anybody came"
+
+    HeartbeatFile(beat_path(tmp_path, other.name, other.nonce)).write(beat(other, 1, None))
+    company.reap(busy=True)
+
+    assert seen() == ["me", "other"]
+    ledger._live = (me,)
+    clock.advance(59)
+    company.reap(busy=True)
+    assert seen() == ["me", "other"]
+    clock.advance(2)
+    company.reap(busy=True)
+    assert seen() == ["me"], "once a lease it is asked anyway"

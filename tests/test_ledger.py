@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from gpuledger.errors import LeaseLost, UnknownTask
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, NothingToDo, Outcome, TaskState, WorkerIdentity
 from gpuledger.selection import Selection
+from gpuledger.spec import SweepSpec, TaskSpec
 from tests.helpers import ManualClock, failure, identity, spec
 
 
@@ -261,6 +264,36 @@ def test_two_reapers_and_the_owner_end_an_attempt_once(ledger: Ledger) -> None:
     assert len(ledger.task("exp_0_0").attempts) == 1
 
 
+@pytest.mark.parametrize("params", [{}, {"lr": 0.5}])
+def test_a_late_success_is_not_that_of_a_task_that_was_retried_meanwhile(
+    ledger: Ledger, params: dict[str, Any]
+) -> None:
+    ledger.add_sweep(spec(points=1))
+    worker = ledger.register(identity())
+    late = claim(ledger, worker)
+    ledger.reap(dead(worker))
+    ledger.cancel(Selection(names=(late.task,)))
+    ledger.retry(Selection(names=(late.task,)), params=params)
+
+    with pytest.raises(LeaseLost, match="ended as lost"):
+        ledger.complete(late.token, metrics={"used_lr": 0})
+
+    assert (state(ledger, late.task), ledger.task(late.task).result) == (TaskState.PENDING, None)
+    assert_consistent(ledger)
+
+
+def test_a_worker_that_crashed_is_charged_with_what_it_ran(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=1, max_losses=2))
+    for nonce in ("n1", "n2"):
+        worker = ledger.register(identity(nonce))
+        claim(ledger, worker)
+        ledger.leave(worker.nonce, crash="its worker crashed: RecursionError")
+
+    task = ledger.task("exp_0_0")
+    assert (task.state, task.losses) == (TaskState.FAILED, 2), "it stops no third worker"
+    assert task.last_error == "its worker crashed: RecursionError"
+
+
 # --- where a task may go ----------------------------------------------------------------------
 
 
@@ -330,6 +363,42 @@ def test_a_worker_on_which_everything_fails_is_suspect_and_pays_for_it(ledger: L
     assert ledger.snapshot().counts.pending == 5
 
 
+@pytest.mark.parametrize(("max_attempts", "others"), [(3, 2), (1, 0)])
+def test_a_task_that_says_itself_that_it_cannot_succeed_makes_nobody_suspect(
+    ledger: Ledger, max_attempts: int, others: int
+) -> None:
+    ledger.add_sweep(spec(points=9, pause_after=0, max_attempts=max_attempts))
+    worker = ledger.register(identity("a"))
+    ledger.register(identity("b", host="beta"))
+
+    ended = [
+        ledger.fail(claim(ledger, worker).token, ending)
+        for ending in [failure(fatal=True)] * 3 + [failure()] * others
+    ]
+
+    assert not any(one.suspect for one in ended)
+    assert [one.state for one in ended[:3]] == [TaskState.FAILED] * 3
+
+
+def test_who_cools_down_keeps_no_task_from_the_well(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=4, pause_after=0))
+    well = ledger.register(identity("good", host="beta"))
+    bad = ledger.register(identity("bad"))
+    ledger.fail(claim(ledger, well).token, failure(duration_s=99.0))
+    left = [claim(ledger, bad, sweeps=()) for _ in range(1)]
+    ledger.release(left[0].token)
+
+    assert isinstance(ledger.claim(well), Claim)  # another task: the failed one is for the other
+    ledger.set_priority(Selection(names=("exp_0_0",)), -1)
+    ledger.release(claim(ledger, well).token)
+    for _ in range(3):
+        last = ledger.fail(claim(ledger, bad).token, failure())
+    assert last.suspect
+    ledger.cancel(Selection(names=("exp_1_0", "exp_2_0", "exp_3_0")))
+
+    assert claim(ledger, well).task == "exp_0_0"
+
+
 def test_slow_failures_make_nobody_suspect(ledger: Ledger) -> None:
     ledger.add_sweep(spec(points=5, pause_after=0))
     worker = ledger.register(identity("a"))
@@ -353,6 +422,50 @@ def test_a_sweep_that_fails_everywhere_is_paused_and_a_retry_lets_it_go_on(
     assert "KeyError: 'x'" in (ledger.snapshot().sweeps[0].paused or "")
     assert ledger.retry(Selection(states=frozenset({TaskState.FAILED}))).resumed == ("exp",)
     assert claim(ledger, worker).number == 2
+
+
+def grid(*, points: int, **settings: Any) -> Any:
+    """A grid of `lr` and `model`, `lr` varying slowest, of two models."""
+    values = [{"lr": n // 2, "model": n % 2} for n in range(points)]
+
+    def tasks() -> Any:
+        return iter(TaskSpec(point=n, seed=0, params=one) for n, one in enumerate(values))
+
+    return replace(spec(points=points, **settings), tasks=tasks)
+
+
+def test_one_bad_value_of_a_grid_pauses_nothing(ledger: Ledger) -> None:
+    ledger.add_sweep(replace_seeds(grid(points=6, max_attempts=1), 5))
+    worker = ledger.register(identity())
+    for _ in range(10):
+        ledger.complete(claim(ledger, worker).token)
+
+    ended = [ledger.fail(claim(ledger, worker).token, failure()) for _ in range(10)]
+
+    assert {ledger.task(f"exp_{n}_0").params["lr"] for n in (2, 3)} == {1}
+    assert not any(one.sweep_paused for one in ended), "lr 1 is to blame, nothing else"
+    ledger.complete(claim(ledger, worker).token)
+
+
+def test_a_sweep_that_breaks_after_some_successes_is_paused(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=20, max_attempts=1))
+    worker = ledger.register(identity())
+    for _ in range(3):
+        ledger.complete(claim(ledger, worker).token)
+
+    ended = [ledger.fail(claim(ledger, worker).token, failure()) for _ in range(5)]
+
+    assert "5 tasks failed in a row, none succeeded meanwhile" in str(ended[4].sweep_paused)
+
+
+def replace_seeds(given: SweepSpec, seeds: int) -> SweepSpec:
+    """Return the sweep with so many seeds for each of its points."""
+    points = list(given.tasks())
+
+    def tasks() -> Iterator[TaskSpec]:
+        return (replace(point, seed=seed) for point in points for seed in range(seeds))
+
+    return replace(given, tasks=tasks, task_count=len(points) * seeds)
 
 
 def test_one_success_shows_that_a_sweep_is_not_broken(ledger: Ledger) -> None:
@@ -393,14 +506,40 @@ def test_init_again_adds_what_is_new_and_keeps_the_rest(ledger: Ledger) -> None:
     assert_consistent(ledger)
 
 
+def test_init_with_more_seeds_finds_a_name_for_each_after_a_correction(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(values=[0.1], seeds=(1, 2), max_attempts=1))
+    worker = ledger.register(identity())
+    ledger.fail(claim(ledger, worker).token, failure())
+    ledger.retry(Selection(names=("exp_0_1",)), params={"lr": 0.5})
+
+    change = ledger.add_sweep(spec(values=[0.5], seeds=(0, 1, 2), max_attempts=1))
+
+    assert (change.added, change.kept, change.missing) == (2, 1, 1)
+    assert {(task.params["lr"], task.task.rpartition("_")[2]) for task in ledger.tasks()} == {
+        (0.5, "0"), (0.5, "1"), (0.5, "2"), (0.1, "2")
+    }  # fmt: skip
+    assert_consistent(ledger)
+
+
+def test_a_plan_says_what_init_would_do_and_does_nothing(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(values=["a", "b"]))
+    before = ledger.store.path.read_bytes()
+
+    change = ledger.plan_sweep(spec(values=["b", "c", "d"]), prune=True)
+
+    assert (change.added, change.kept, change.missing, change.pruned) == (2, 1, 1, 1)
+    assert ledger.store.path.read_bytes() == before
+
+
 def test_prune_cancels_only_what_is_pending(ledger: Ledger) -> None:
     ledger.add_sweep(spec(values=["a", "b", "c"]))
     worker = ledger.register(identity())
     ledger.complete(claim(ledger, worker).token)
 
-    change = ledger.add_sweep(spec(values=["c"]), prune=True)
+    change = ledger.add_sweep(spec(values=["c", "new"]), prune=True)
 
-    assert (change.missing, change.pruned) == (2, 1)
+    assert (change.added, change.missing, change.pruned) == (1, 2, 1)
+    assert state(ledger, "exp_3_0") is TaskState.PENDING
     assert state(ledger, "exp_0_0") is TaskState.COMPLETED
     assert state(ledger, "exp_1_0") is TaskState.CANCELLED
 

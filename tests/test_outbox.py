@@ -14,7 +14,9 @@ from tests.helpers import identity
 
 TOKEN = Token(task="exp_0_0", number=2, nonce="abc")
 ENDING = Ending(outcome=Outcome.COMPLETED, exit_code=0, metrics={"acc": 0.5}, duration_s=3.0)
-FINISHED = Finished(token=TOKEN, ending=ENDING, started_at=1.0, ended_at=4.0)
+FINISHED = Finished(
+    token=TOKEN, ending=ENDING, started_at=1.0, ended_at=4.0, params={"lr": 0.1, "tags": ["a"]}
+)
 
 
 @pytest.fixture

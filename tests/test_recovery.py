@@ -31,6 +31,7 @@ from gpuledger.errors import (
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, Outcome, TaskState, WorkerIdentity
 from gpuledger.recovery import recover
+from gpuledger.selection import Selection
 from gpuledger.store import Store, connect
 from tests.helpers import ManualClock, failure, identity, spec
 from tests.test_ledger import assert_consistent
@@ -130,6 +131,27 @@ def test_what_happened_since_the_backup_is_replayed(
     assert state_of(again, running.task) is TaskState.RUNNING
     again.complete(running.token, metrics={})  # its worker lives, and ends it as if nothing was
     assert state_of(again, running.task) is TaskState.COMPLETED
+
+
+def test_a_result_is_restored_with_the_parameters_that_it_is_of(ledger: Ledger) -> None:
+    worker = NotingWorker(ledger, "a")
+    failed = worker.claim()
+    worker.end(failed, failure(fatal=True))
+    take(ledger.store, clock=SystemClock())
+    ledger.retry(Selection(names=(failed.task,)), params={"lr": 77})
+    again = worker.claim()
+    assert again.task == failed.task
+    worker.end(again)
+    garbage(ledger.store.path)
+
+    recover(ledger.folder, clock=SystemClock())
+
+    task = Ledger.open(ledger.folder).task(failed.task)
+    assert (task.params, task.state, task.result) == (
+        {"lr": 77},
+        TaskState.COMPLETED,
+        {"loss": 0.5},
+    )
 
 
 def test_a_whole_ledger_is_left_alone(ledger: Ledger) -> None:

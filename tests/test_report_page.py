@@ -119,6 +119,23 @@ def test_choices_change_the_charts(view: Browser, tmp_path: Path) -> None:
     assert legend == ["model resnet18", "model resnet19", "model resnet20"]
 
 
+def test_a_mean_is_over_all_tasks_also_where_one_did_not_report(
+    view: Browser, tmp_path: Path
+) -> None:
+    curves = curves_of(2, steps=5)
+    metric = curves["metrics"][0]
+    metric["curves"] = [[0, [None, 4, None, None, 1]], [1, [10, 10, 10, 10, None]]]
+    curves["metrics"] = [metric]
+    view.open(write_page(tmp_path / "r.html", many(2), curves=curves))
+    show_chart(view, "curves")
+    view.value(
+        "(() => { const e = document.getElementById('group-choice');"
+        " e.value = 'all'; e.dispatchEvent(new Event('change')); })()"
+    )
+    means = view.value("document.getElementById('curves-chart').data.at(-1).y")
+    assert means == [10, 7, 6.5, 6, 1]
+
+
 @pytest.mark.parametrize("values", [7, 20])
 @pytest.mark.parametrize("parameters", [1, 6])
 def test_long_names_of_values_stay_clear_of_the_axis_title(

@@ -350,6 +350,13 @@ def test_half_a_surrogate_does_not_stop_parquet(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "r.parquet").column("note").to_pylist() == ["b?"]
 
 
+def test_nor_does_half_a_surrogate_in_a_name(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path / ".gpuledger", sweep(points=[{"x": "a"}]))
+    lab.complete(**{"caf\udce9": 0.5})
+    lab.run("results", "-o", str(tmp_path / "r.parquet"))
+    assert pq.read_table(tmp_path / "r.parquet").column("caf?").to_pylist() == [0.5]
+
+
 def test_the_readmes_line_for_pandas_reads_it(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

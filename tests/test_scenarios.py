@@ -573,6 +573,36 @@ def test_ctrl_z_stops_the_task_with_its_worker_and_fg_lets_both_go_on(tmp_path: 
     assert [outcome for _, outcome in outcomes(tasks(tmp_path)["exp_0_0"])] == ["completed"]
 
 
+def test_a_worker_for_a_sweep_that_is_not_there_says_so(tmp_path: Path) -> None:
+    start_sweep(tmp_path, "", 'command = "python -I -S train.py"\n')
+    told = gpuledger("work", "--cpu", "--sweep", "expp", cwd=tmp_path, exit_code=65).stderr
+    assert "no sweep is named 'expp'" in told
+    assert "did you mean exp?" in told
+    assert states(tmp_path)["pending"] == 1
+
+
+def test_run_says_at_its_end_what_is_paused_and_how_it_goes_on(tmp_path: Path) -> None:
+    sweep = write_sweep(
+        tmp_path,
+        script="raise ValueError('no data')\n",
+        text='command = "python -I -S train.py"\nseeds = 9\n[run]\nmax_attempts = 1\n',
+    )
+    told = gpuledger("run", str(sweep), "--cpu", cwd=tmp_path, exit_code=1).stdout
+    assert "Sweep exp is paused: 5 tasks failed in a row" in told
+    assert "'gpuledger resume exp' lets its 4 tasks go on." in told
+    assert "5 of 9 tasks failed" in told
+
+
+def test_run_says_at_its_end_what_is_left(tmp_path: Path) -> None:
+    sweep = write_sweep(
+        tmp_path,
+        script="import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n",
+        text='command = "python -I -S train.py"\nseeds = 9\n',
+    )
+    told = gpuledger("run", str(sweep), "--cpu", cwd=tmp_path, exit_code=None).stdout
+    assert "left to run: the same command goes on with them." in told
+
+
 def test_a_corrected_parameter_is_what_runs_next(tmp_path: Path) -> None:
     start_sweep(
         tmp_path,

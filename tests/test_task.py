@@ -428,3 +428,24 @@ def test_only_the_end_of_a_huge_file_is_read(tmp_path: Path) -> None:
         out.write(b"\n" + json.dumps({"step": 5}).encode() + b"\n")
     assert read_last(file) == Report(step=5)
     assert read_last(tmp_path / "missing") is None
+
+
+def test_a_value_of_many_levels_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+    lines = ['{"metrics": {"a": ' + "[" * depth + "7" + "]" * depth + "}}" for depth in (31, 700)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+
+    last = read_last(file)
+
+    assert last is not None
+    assert json.dumps(last.metrics) == lines[0][12:-1]
+
+
+def test_a_number_that_no_float_can_hold_is_infinite(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+    file.write_text('{"metrics": {"a": 1' + "0" * 400 + ', "b": -1' + "0" * 400 + ', "c": 10}}')
+
+    last = read_last(file)
+
+    assert last is not None
+    assert last.metrics == {"a": "Infinity", "b": "-Infinity", "c": 10}

@@ -227,6 +227,8 @@ ENDINGS = {
     "a number": "import sys; sys.exit(3)",
     "a text": "import sys; print('before'); sys.exit('the end')",
     "none": "import sys; sys.exit(None)",
+    "what only equals 0": "import sys; sys.exit(0.0)",
+    "false": "import sys; sys.exit(False)",
     "large": "raise SystemExit(1 << 70)",
     "at once": "import os; print('lost?', end=''); os._exit(5)",
     "signal": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",

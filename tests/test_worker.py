@@ -12,15 +12,19 @@ from typing import Any
 
 import pytest
 
+from gpuledger import reports, runner
 from gpuledger import worker as worker_module
 from gpuledger.clock import SystemClock
+from gpuledger.errors import NotAllowed
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, NothingToDo, Outcome, TaskState
 from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
+from gpuledger.recorder import Recorder
+from gpuledger.selection import Selection
 from gpuledger.signals import Signals, listen
 from gpuledger.worker import Tools, Worker, WorkerOptions
-from tests.helpers import identity, spec
+from tests.helpers import failure, identity, spec
 
 PATIENCE_S = 30.0
 
@@ -132,3 +136,79 @@ def test_a_task_for_which_there_is_no_guard_is_handed_back_and_runs_later(
         Outcome.INTERRUPTED,
         Outcome.COMPLETED,
     ]
+
+
+def test_a_fault_of_ours_with_one_task_stops_no_other(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=2, max_attempts=1))
+    read_as_always = reports.read_last
+
+    def read(path: Path) -> Any:
+        if "exp_0_0" in str(path):
+            raise RecursionError("too deep")
+        return read_as_always(path)
+
+    monkeypatch.setattr(runner, "read_last", read)
+    with told_to_leave_in_time() as signals:
+        Worker(ledger, WorkerOptions(), tools(ledger, signals)).run()
+
+    first, second = ledger.tasks()
+    assert (first.state, second.state) == (TaskState.FAILED, TaskState.COMPLETED)
+    assert first.last_error == "a fault of gpuledger itself: RecursionError: too deep"
+    assert "in read" in str(first.attempts[0].traceback)
+
+
+def test_a_worker_that_crashes_says_so_when_it_leaves(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1))
+    monkeypatch.setattr(Recorder, "ended", lambda *given, **more: 1 / 0)
+
+    with told_to_leave_in_time() as signals, pytest.raises(ZeroDivisionError):
+        Worker(ledger, WorkerOptions(), tools(ledger, signals)).run()
+
+    (task,) = ledger.tasks()
+    assert (task.state, task.losses) == (TaskState.PENDING, 1)
+    assert task.last_error == "its worker crashed: ZeroDivisionError: division by zero"
+    assert ledger.live_workers() == ()
+
+
+def test_a_ledger_that_may_not_be_written_is_no_place_to_begin(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def register(worker: Any) -> None:
+        raise NotAllowed("it cannot be written by you")
+
+    monkeypatch.setattr(ledger, "register", register)
+    with told_to_leave_in_time() as signals, pytest.raises(NotAllowed):
+        Worker(ledger, WorkerOptions(), tools(ledger, signals)).run()
+
+
+def test_what_an_operator_does_ends_a_pause(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1, max_attempts=1))
+    ledger.fail(claim_of(ledger).token, failure())
+    waits = 0
+
+    def wait(self: Signals, timeout_s: float | None, also: Any = ()) -> frozenset[int]:
+        nonlocal waits
+        waits += 1
+        ledger.retry(Selection(names=("exp_0_0",)))
+        return frozenset()
+
+    with told_to_leave_in_time() as signals:
+        worker = Worker(ledger, WorkerOptions(), tools(ledger, signals))
+        assert worker._enlist()
+        monkeypatch.setattr(Signals, "wait", wait)
+        worker._pause(1000.0)
+        worker._sign_off(crash=None)
+
+    assert waits == 1
+
+
+def claim_of(ledger: Ledger) -> Claim:
+    found = ledger.claim(ledger.register(identity("before", host="before")))
+    assert isinstance(found, Claim)
+    return found

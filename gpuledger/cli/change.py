@@ -67,6 +67,7 @@ def retry(
       gpuledger retry exp1_0_42 --set model.name=resnet18
     """
     wanted = [*(state or ()), *([TaskState.FAILED] if failed else ())]
+    narrowed = False
     if not wanted:
         narrowed = error is not None or worker is not None or where is not None
         wanted = _states_to_retry(tasks, completed=completed, narrowed=narrowed, sweep=sweep)
@@ -81,8 +82,12 @@ def retry(
         echo_json(task_change_shape(change))
         return
     _tell("Retried", change)
+    if narrowed and not change.changed:
+        echo("Without --state that means failed tasks only; --state cancelled takes those.")
     if change.skipped.get(TaskState.COMPLETED):
         echo("Completed tasks are retried with --completed.")
+    if change.withdrawn:
+        echo(f"{several(change.withdrawn, 'task')} running: not cancelled any more.")
     for name in change.resumed:
         echo(f"Sweep {name}, paused because of its failures, goes on.")
 
@@ -120,7 +125,8 @@ def cancel(
     if as_json:
         echo_json(task_change_shape(change))
         return
-    _tell("Cancelled", change, running_is_left=False)
+    if change.changed or not change.running:
+        _tell("Cancelled", change, running_is_left=False)
     if change.running and kill:
         echo(f"{several(change.running, 'task')} running: the workers were told to stop now.")
     elif change.running:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuledger.cli.find import FOLDER_NAME, current_folder, find_ledger
+from gpuledger.cli.find import FOLDER_NAME, current_folder, find_ledger, has_database
 from gpuledger.cli.options import AsJson
 from gpuledger.cli.output import echo, echo_json, echo_table, note
 from gpuledger.errors import BadUsage, LedgerError, NoLedger, Unavailable
@@ -109,7 +109,7 @@ def _chosen(given: Path | None) -> tuple[Path, Path | None]:
     folder = given.absolute()
     if (folder / FOLDER_NAME).is_dir():
         folder = folder / FOLDER_NAME
-    return folder, folder if (folder / "ledger.db").exists() else None
+    return folder, folder if has_database(folder) else None
 
 
 def _record(ledger: Path, result: PeerResult) -> None:

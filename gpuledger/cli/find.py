@@ -79,11 +79,14 @@ def _named(given: Path) -> Path:
 
 
 def _is_ledger(folder: Path) -> bool:
-    if folder.name == FOLDER_NAME:
-        return _is_folder(folder)
+    return _is_folder(folder) if folder.name == FOLDER_NAME else has_database(folder)
+
+
+def has_database(folder: Path) -> bool:
+    """Tell whether there is a ledger in a folder; one that is not ours to see counts."""
     try:
         return (folder / DATABASE_NAME).exists()
-    except OSError:  # not ours to see: opening it will say so
+    except OSError:  # opening it will say so
         return True
 
 

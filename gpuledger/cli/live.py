@@ -129,10 +129,14 @@ class Reader:
             return replace(latest, unreachable=f"no answer for {silent_s:.0f} s")
         return latest
 
-    def read(self) -> None:
-        """Bring the answer up to date, or keep the last one and say why it is not."""
+    def read(self, *, at_once: bool = False) -> None:
+        """Bring the answer up to date, or keep the last one and say why it is not.
+
+        Args:
+            at_once: Take the lock although it was taken a moment ago: it is the last time.
+        """
         try:
-            if self._may_lock() and self._changes.came():
+            if (at_once or self._may_lock()) and self._changes.came():
                 self._locked_s = self._clock.boottime()
                 self._latest = self._ledger.snapshot(sweep=self._sweep)
                 self.readings += 1

@@ -35,6 +35,7 @@ def backup(
     """
     from gpuledger.backups import Backup, existing, take
     from gpuledger.clock import SystemClock
+    from gpuledger.errors import NotAllowed
     from gpuledger.store import Store
 
     folder = find_ledger(ledger)
@@ -49,7 +50,10 @@ def backup(
         }
 
     if list_only:
-        backups = existing(folder)
+        try:
+            backups = existing(folder)
+        except PermissionError as error:
+            raise NotAllowed(f"ledger {folder} is not open to you", hint="ask its owner") from error
         if as_json:
             echo_json([shape(found) for found in backups])
             return

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from gpuledger.cli.devices import Device
-from gpuledger.cli.find import folder_to_use
+from gpuledger.cli.find import folder_to_use, has_database
 from gpuledger.cli.options import LedgerDir
 from gpuledger.cli.output import echo, echo_table, is_dumb, is_terminal, make_console, note
-from gpuledger.cli.sweeps import back_up, open_or_make, told
+from gpuledger.cli.sweeps import back_up, limits_told, open_or_make, told
 from gpuledger.cli.trust import require_trusted
 from gpuledger.cli.work import INTERRUPTED, choose_devices, worker_command
+from gpuledger.display.text import several
 from gpuledger.fleet import run_fleet
 from gpuledger.ledger import Ledger
 from gpuledger.process import WorkerProcess, print_when_killed, spawn_worker
@@ -63,17 +64,23 @@ def run(
     """
     spec = read_sweep(file, allow_large=yes)
     folder = folder_to_use(ledger)
-    if (folder / "ledger.db").exists():
+    if has_database(folder):
         require_trusted(folder, trust=trust)
     devices = _devices(gpu=gpu, cpu=cpu, slots=slots, per_task=spec.settings.gpus)
     opened = open_or_make(folder)
     change = opened.add_sweep(spec)
     back_up(opened)
-    for line in told(change):
+    for line in (*told(change), limits_told(spec.settings)):
         note(line)
     options = [f"--sweep={spec.name}", *(["--trust"] if trust else [])]
     code = _run(opened, devices, options, sweep=spec.name)
-    counts = opened.snapshot(sweep=spec.name).counts
+    (view,) = opened.snapshot(sweep=spec.name).sweeps
+    counts = view.counts
+    if view.paused is not None:
+        echo(f"Sweep {spec.name} is paused: {view.paused}.")
+        echo(f"'gpuledger resume {spec.name}' lets its {several(counts.pending, 'task')} go on.")
+    elif counts.pending:
+        echo(f"{several(counts.pending, 'task')} left to run: the same command goes on with them.")
     if counts.failed:
         echo(f"{counts.failed} of {counts.total} tasks failed; 'gpuledger show TASK' says why,")
         echo("'gpuledger retry --failed' puts them back after the fix.")
@@ -138,6 +145,6 @@ def _watch(ledger: Ledger, workers: list[WorkerProcess], signals: Signals, sweep
                     view.start(refresh=True)
 
             code = run_fleet(workers, signals, on_poll=draw, on_suspend=suspend, poll_s=DRAW_S)
-        reader.read()
+        reader.read(at_once=True)
         echo_table(frame(reader, make_console()))
     return code

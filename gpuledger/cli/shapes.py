@@ -105,6 +105,7 @@ def task_change_shape(change: TaskChange) -> Shape:
     return {
         "changed": change.changed,
         "running": change.running,
+        "withdrawn": change.withdrawn,
         "skipped": {str(state): count for state, count in change.skipped.items()},
         "names": list(change.names),
         "resumed": list(change.resumed),

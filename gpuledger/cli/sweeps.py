@@ -10,16 +10,16 @@ from typing import Annotated
 
 import typer
 
-from gpuledger.cli.find import DATABASE_NAME, folder_to_use, open_ledger
+from gpuledger.cli.find import FOLDER_NAME, folder_to_use, has_database, open_ledger
 from gpuledger.cli.options import AsJson, LedgerDir, SweepName
 from gpuledger.cli.output import echo, echo_json, note
 from gpuledger.cli.shapes import sweep_change_shape
 from gpuledger.clock import SystemClock
-from gpuledger.display.text import several
+from gpuledger.display.text import duration, several
 from gpuledger.errors import BadUsage, LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.queries import task_name
-from gpuledger.spec import SweepChange, SweepSpec
+from gpuledger.spec import RunSettings, SweepChange, SweepSpec
 from gpuledger.sweep import read_sweep
 from gpuledger.sweep_run import render_command
 from gpuledger.sweep_words import parse_duration
@@ -82,11 +82,14 @@ def init(
     """
     spec = read_sweep(file, allow_large=yes)
     folder = folder_to_use(ledger)
+    if not as_json:
+        for line in _doubts(spec, file, folder):
+            note(f"Warning: {line}")
     if dry_run:
-        _show_plan(spec, folder, as_json=as_json)
+        _show_plan(spec, folder, prune=prune, as_json=as_json)
         return
     lease_s, heartbeat_s = _times(lease, heartbeat)
-    is_new = not (folder / DATABASE_NAME).exists()
+    is_new = not has_database(folder)
     opened = open_or_make(folder, lease_s=lease_s, heartbeat_s=heartbeat_s, shared=shared)
     change = opened.add_sweep(spec, prune=prune)
     back_up(opened)
@@ -94,7 +97,7 @@ def init(
         echo_json({"ledger": str(opened.folder), **sweep_change_shape(change)})
         return
     echo(f"Ledger: {opened.folder}{' (new)' if is_new else ''}")
-    for line in told(change):
+    for line in (*told(change), limits_told(spec.settings)):
         echo(line)
     if change.added:
         note("Next: gpuledger work --gpu 0 (or --gpus all, or --cpu), and gpuledger status")
@@ -196,7 +199,7 @@ def open_or_make(
     Raises:
         BadUsage: The ledger is there already, and differs from what is asked for.
     """
-    if (folder / DATABASE_NAME).exists():
+    if has_database(folder):
         opened = Ledger.open(folder)
         _require_same(opened, lease_s, heartbeat_s, shared=shared)
         return opened
@@ -224,7 +227,32 @@ def _require_same(
             )
 
 
-def _show_plan(spec: SweepSpec, folder: Path, *, as_json: bool) -> None:
+def _doubts(spec: SweepSpec, file: Path, folder: Path) -> list[str]:
+    """Return what the user may have overlooked."""
+    doubts = []
+    script = _script_of(spec.settings)
+    if script is not None and not Path(spec.settings.workdir, script).exists():
+        doubts.append(f"{script} is not in {spec.settings.workdir}.")
+    beside = file.absolute().parent / FOLDER_NAME
+    if beside != folder and beside.is_dir():
+        doubts.append(f"{beside} is a ledger, too; --ledger takes that one.")
+    return doubts
+
+
+def _script_of(settings: RunSettings) -> str | None:
+    """Return the script that a command has Python run, where that is plain to see."""
+    program, *rest = settings.command
+    if Path(program).name not in ("python", "python3") or not rest:
+        return None
+    script = next((word for word in rest if word != "-u"), "")
+    return script if script.endswith(".py") and "{" not in script else None
+
+
+def _show_plan(spec: SweepSpec, folder: Path, *, prune: bool, as_json: bool) -> None:
+    """Print the first commands, and what would become of the ledger's tasks."""
+    change = None
+    if has_database(folder):
+        change = Ledger.open(folder).plan_sweep(spec, prune=prune)
     commands = []
     for task in itertools.islice(spec.tasks(), COMMANDS_SHOWN):
         name = task_name(spec.name, task.point, task.seed)
@@ -239,14 +267,29 @@ def _show_plan(spec: SweepSpec, folder: Path, *, as_json: bool) -> None:
         )
     if as_json:
         plan = {"sweep": spec.name, "tasks": spec.task_count, "workdir": spec.settings.workdir}
-        echo_json({**plan, "commands": [list(command) for command in commands]})
+        would = None if change is None else sweep_change_shape(change)
+        echo_json({**plan, "commands": [list(command) for command in commands], "would": would})
         return
     echo(f"Sweep {spec.name}: {several(spec.task_count, 'task')}, run in {spec.settings.workdir}")
     for command in commands:
         echo(f"  {shlex.join(command)}")
     if spec.task_count > len(commands):
         echo(f"  ... and {spec.task_count - len(commands)} more")
+    echo(limits_told(spec.settings))
+    if change is not None:
+        echo(f"Ledger {folder} would become:")
+        for line in told(change):
+            echo(f"  {line}")
     note("Nothing was changed (--dry-run).")
+
+
+def limits_told(settings: RunSettings) -> str:
+    """Return how long and how often a task may run: nobody should find that out at night."""
+    attempts = several(settings.max_attempts, "attempt")
+    if settings.timeout_s is None:
+        return f"An attempt may take as long as it needs; a task has {attempts}."
+    limit = duration(settings.timeout_s)
+    return f"An attempt is ended after {limit} ([run] timeout); a task has {attempts}."
 
 
 def told(change: SweepChange) -> list[str]:

@@ -90,7 +90,7 @@ def tasks(
 
         echo_table(tasks_table(shown))
     else:
-        note("No such task.")
+        note("No task is like that.")
     if len(shown) < len(found) and limit is None:
         sys.stdout.flush()
         note(f"The first {len(shown)}; --limit 0 lists all.")

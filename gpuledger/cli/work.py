@@ -206,6 +206,8 @@ def work_on(
     allocation = find_allocation(clock)
     ledger = Ledger.open(folder, lock_timeout_s=5.0)
     require_shared_locks(ledger, unsafe=unsafe)
+    if sweeps:
+        ledger.require_sweeps(sweeps)
     for doubt in doubts(folder):
         note(f"Warning: {doubt}")
 

@@ -196,10 +196,26 @@ function rangeText(value, distinct) {
   return `${number(inside[0])} to ${number(inside.at(-1))}`;
 }
 
+// Tasks report at different steps: between two of its own, a task's value lies on the line.
+function filled(steps, values) {
+  const whole = [...values];
+  let before = -1;
+  values.forEach((value, at) => {
+    if (value === null) return;
+    for (let between = before + 1; before >= 0 && between < at; between++) {
+      const share = (steps[between] - steps[before]) / (steps[at] - steps[before]);
+      whole[between] = values[before] + share * (value - values[before]);
+    }
+    before = at;
+  });
+  return whole;
+}
+
 function band(steps, curves, text, color) {
   const points = [];
+  const whole = curves.map(([, values]) => filled(steps, values));
   steps.forEach((step, at) => {
-    const some = curves.map(([, values]) => values[at]).filter((value) => value !== null);
+    const some = whole.map((values) => values[at]).filter((value) => value !== null);
     if (!some.length) return;
     const mean = some.reduce((sum, value) => sum + value, 0) / some.length;
     const spread = some.length > 1
