@@ -7,6 +7,7 @@ signal comes, and once a second to look at the clock, the log and the lease.
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from gpuledger.traceback_reader import read_failure
 
 TICK_S = 1.0
 LEAVING_GRACE_S = 15.0
+FULL = " (the disk of its log is full)"
 """Longest grace of a task whose worker was told to leave: it is out within 25 s of a SIGTERM."""
 
 SHELL_SIGNAL_BASE = 128
@@ -381,10 +383,19 @@ def _ending(
         outcome=found.outcome,
         exit_code=exit_code,
         signal=number,
-        error=found.error,
+        error=f"{found.error}{FULL}" if _is_full(files.log.parent) else found.error,
         traceback=found.traceback,
         fatal=found.fatal or exit_code in claim.settings.no_retry_codes,
     )
+
+
+def _is_full(folder: Path) -> bool:
+    """Tell whether a folder's file system has no room for what a user writes."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_blocks > 0 and not found.f_bavail
 
 
 def _size(path: Path) -> int:

@@ -273,6 +273,24 @@ def test_a_filter_narrows_the_tasks_until_escape(lab: Lab) -> None:
     on_screen(lab.ledger, look)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [("where: lrr < 1", "'lrr'"), ("where: lr <", "/where: lr <: "), ("sweep:exp3", "no sweep is")],
+)
+def test_a_filter_that_means_nothing_stays_open_to_be_mended(
+    lab: Lab, wrong: str, problem: str
+) -> None:
+    async def look(screen: Screen) -> None:
+        await screen.press("t", "slash")
+        await screen.type(wrong)
+        await screen.press("enter")
+        await screen.until_seen(problem, "exp1_0_42")
+        await screen.type("q")
+        await screen.until_seen(f"{wrong}q", "exp1_0_42")
+
+    on_screen(lab.ledger, look)
+
+
 def test_a_condition_is_understood_once_it_is_complete(lab: Lab) -> None:
     async def look(screen: Screen) -> None:
         await screen.press("t", "slash")

@@ -79,7 +79,7 @@ def results(
     ] = None,
     steps: Annotated[
         bool,
-        typer.Option("--steps", help="One row for every report of every attempt, not the last."),
+        typer.Option("--steps", help="One row for every report: ten at once, then one a second."),
     ] = False,
     sweep: Sweep = None,
     state: States = None,

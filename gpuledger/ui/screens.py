@@ -176,7 +176,8 @@ class ListScreen(LedgerScreen):
 
     def body(self) -> Sequence[Widget]:
         """Return the list and the filter."""
-        entry = Input(id="filter", placeholder=f"filter: {self.hint}")
+        hint = f"filter: {self.hint}"
+        entry = Input(id="filter", placeholder=hint, select_on_focus=False)
         entry.display = False
         return [Rows(id="rows"), entry]
 
@@ -219,8 +220,14 @@ class ListScreen(LedgerScreen):
 
         self.set_timer(SEARCH_PAUSE_S, apply)
 
+    def can_read_filter(self) -> bool:
+        """Tell whether the filter means something; else it stays open to be mended."""
+        return True
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Give the keys back to the list; the filter stays."""
+        if not self.can_read_filter():
+            return
         event.input.display = bool(self.filter_text)
         self.rows.focus()
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from gpuledger.cli.live import pause_after
 from gpuledger.display.tasks import task_lines
 from gpuledger.display.text import one_line
-from gpuledger.errors import LedgerError
+from gpuledger.errors import BadUsage, LedgerError, UnknownTask
 from gpuledger.ledger import Ledger
 from gpuledger.model import TaskState
 from gpuledger.selection import Selection
@@ -125,6 +125,14 @@ class TasksScreen(ListScreen):
         self._ask(lambda: first_page(self.session.ledger, selection))
         self.show_headline(self.session.reader.latest())
 
+    def can_read_filter(self) -> bool:
+        """Tell whether it is a condition, where it begins like one."""
+        try:
+            selection_of(self.filter_text)
+        except BadWhere:
+            return False
+        return True
+
     def on_rows_near(self, message: Rows.Near) -> None:
         """Read more at the end that the selection came near to."""
         selection, window, forwards = self._selection, self._window, message.forwards
@@ -177,6 +185,8 @@ class TasksScreen(ListScreen):
             if isinstance(answer, LedgerError):
                 self.note = str(answer)
                 self._reading = -1
+                if isinstance(answer, BadUsage | UnknownTask):
+                    self.action_filter()  # it asks for what is not there: to be mended
                 self.show_headline(self.session.reader.latest())
             else:
                 self._take(answer, jump)
