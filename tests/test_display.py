@@ -517,7 +517,7 @@ def test_an_idle_gpu_is_nothing_special_when_all_that_waits_is_paused() -> None:
 
 def test_pending_tasks_without_a_worker_say_how_to_start_one() -> None:
     alone = replace(busy(), workers=())
-    assert "no worker is running: gpuledger work --gpu 0" in status(alone, width=80)
+    assert "no worker is running: gpuledger work --gpu 0 (or --cpu)" in status(alone, width=80)
     assert "gpuledger work" not in "\n".join(status(busy(), width=80))
 
 

@@ -94,7 +94,7 @@ def _head(snapshot: Snapshot, width: int) -> list[Text]:
         return [*lines, Text(empty), *_advice("start with:", "gpuledger init sweep.toml", width)]
     lines += flow(count_texts(snapshot), width)
     if claimable(snapshot) and not snapshot.workers:
-        lines += _advice("no worker is running:", "gpuledger work --gpu 0", width)
+        lines += _advice("no worker is running:", "gpuledger work --gpu 0 (or --cpu)", width)
     elif snapshot.counts.total and not snapshot.counts.remaining and not snapshot.counts.failed:
         lines += _advice("what came out:", "gpuledger results", width)
     elif snapshot.counts.failed and not snapshot.counts.remaining:

@@ -36,7 +36,7 @@ class WorkersScreen(ListScreen):
             )
             return lines[:1], [[line] for line in lines[1:]]
 
-        none = self.nothing("no worker is running: gpuledger work --gpu 0", "worker")
+        none = self.nothing("no worker is running: gpuledger work --gpu 0 (or --cpu)", "worker")
         self.rows.show(Table(keys=list(self._workers), draw=draw, empty=none))
 
     def on_rows_chosen(self, message: Rows.Chosen) -> None:
