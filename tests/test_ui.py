@@ -237,7 +237,7 @@ def test_of_a_log_the_end_is_read_whatever_is_in_it(tmp_path: Path) -> None:
 
 def test_a_filter_is_understood_word_by_word() -> None:
     assert selection_of("") == Selection()
-    assert selection_of("failed lr=0.1  Running x") == Selection(
+    assert selection_of("failed lr=0.1  state:Running x") == Selection(
         states=frozenset({TaskState.FAILED, TaskState.RUNNING}), text="lr=0.1 x"
     )
     assert selection_of("sweep:exp worker:a:gpu0 error:cuda") == Selection(

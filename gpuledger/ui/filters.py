@@ -10,7 +10,7 @@ from gpuledger.where import parse_where
 def selection_of(text: str) -> Selection:
     """Return the tasks that are meant.
 
-    A word that is a state narrows to it, as `sweep:NAME`, `worker:NAME` and `error:TEXT` do;
+    A state, or `state:STATE`, narrows to it, as `sweep:NAME`, `worker:NAME` and `error:TEXT` do;
     what follows `where:` is a condition as that of `--where`; raises BadWhere where it is none
     (yet). All else, taken together, is looked for in names, parameters (`lr=0.1`) and errors.
     """
@@ -20,8 +20,9 @@ def selection_of(text: str) -> Selection:
     rest = []
     for word in text.split():
         name, colon, value = word.partition(":")
-        if word.lower() in set(TaskState):
-            states.add(TaskState(word.lower()))
+        state = word.lower().removeprefix("state:")
+        if state in set(TaskState):
+            states.add(TaskState(state))
         elif name in ("sweep", "worker", "error") and colon and value:
             named[name] = value
         else:
