@@ -203,23 +203,16 @@ def is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now:
     past = queries.past_failures(db, task_id, task["forgiven_until"], now=now)
     settings = settings_from_json(task["settings"])
     others = [
-        other
+        Candidate(name=other.name, gpu_memory_mib=other.gpu_memory_mib)
         for other in queries.able_workers(db)
         if other.nonce != worker.nonce and misfit(settings, other) is None
     ]
-
-    def is_ours(others: Sequence[WorkerIdentity]) -> bool:
-        candidates = [_candidate(other) for other in others]
-        return may_run_on(_candidate(worker), past, others=candidates, avoid_s=settings.avoid_s)
-
-    # Who cools down would keep it from the well ones; they are few, so it is asked only then.
-    return is_ours(others) or is_ours(
-        [other for other in others if not queries.is_suspect(db, other)]
+    return may_run_on(
+        Candidate(name=worker.name, gpu_memory_mib=worker.gpu_memory_mib),
+        past,
+        others=others,
+        avoid_s=settings.avoid_s,
     )
-
-
-def _candidate(worker: WorkerIdentity) -> Candidate:
-    return Candidate(name=worker.name, gpu_memory_mib=worker.gpu_memory_mib)
 
 
 def nothing_for(

@@ -344,7 +344,7 @@ def slurm_setups(db: sqlite3.Connection, sweeps: Sequence[str]) -> tuple[str, ..
 
 
 def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
-    """Return the live workers but for those that stand back: their GPU is lost, or not free."""
+    """Return the live workers but for those that stand back: suspect, or their GPU is not free."""
     return tuple(
         _identity(row)
         for row in db.execute(
@@ -352,17 +352,6 @@ def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
             " AND json_extract(details, '$.stands_back') IS NULL ORDER BY name"
         )
     )
-
-
-def is_suspect(db: sqlite3.Connection, worker: WorkerIdentity) -> bool:
-    """Tell whether the last failures of a worker were taken off their tasks: it cools down."""
-    row = db.execute(
-        "SELECT outcome, counted FROM attempt WHERE worker = ? AND nonce = ?"
-        " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
-        " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 1",
-        (worker.name, worker.nonce),
-    ).fetchone()
-    return row is not None and row["outcome"] == "failed" and not row["counted"]
 
 
 def _identity(row: sqlite3.Row) -> WorkerIdentity:
@@ -436,10 +425,14 @@ def past_failures(
 
 
 def _live_workers(db: sqlite3.Connection) -> list[LiveWorker]:
-    memory = {worker.nonce: worker.gpu_memory_mib for worker in live_workers(db)}
+    known = {worker.nonce: worker for worker in live_workers(db)}
     return [
         LiveWorker(
-            name=view.name, nonce=view.nonce, task=view.task, gpu_memory_mib=memory[view.nonce]
+            name=view.name,
+            nonce=view.nonce,
+            task=view.task,
+            gpu_memory_mib=known[view.nonce].gpu_memory_mib,
+            stands_back=known[view.nonce].details.get("stands_back") is not None,
         )
         for view in worker_views(db)
     ]

@@ -28,6 +28,7 @@ class LiveWorker:
         task: What it runs, or None.
         silent_s: Seconds since its last sign of life; None when it never gave one.
         note: What it says of itself ("suspect, cools down 60 s"), or None.
+        stands_back: It claims nothing for now: no failed task is kept for it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LiveWorker:
     task: str | None = None
     silent_s: float | None = None
     note: str | None = None
+    stands_back: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +205,11 @@ def _able(waiting: Waiting) -> list[LiveWorker]:
         if may_run_on(
             _candidate(worker),
             waiting.past,
-            others=[_candidate(other) for other in alive if other is not worker],
+            others=[
+                _candidate(other)
+                for other in alive
+                if other is not worker and not other.stands_back
+            ],
             avoid_s=waiting.avoid_s,
         )
     ]

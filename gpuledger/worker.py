@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from traceback import format_exception, format_exception_only
 
@@ -573,8 +574,14 @@ class Worker:
             f"three tasks in a row failed quickly here and nowhere else: {self.me.name} is "
             f"suspect and cools down for {pause_s:g} s; the tasks got those attempts back"
         )
-        self._pulse.note(f"suspect, cools down {pause_s:g} s")
+        why = f"suspect, cools down {pause_s:g} s"
+        self._pulse.note(why)
+        with suppress(LedgerError):  # then others keep failed tasks for it in vain, for a while
+            self.ledger.stand_back(self.me.nonce, why)
         self._pause(pause_s)
+        self._patience.until_reached(
+            lambda: self.ledger.stand_back(self.me.nonce, None), is_leaving=self._is_leaving
+        )
         self._pulse.note(None)
 
     def _pause(self, pause_s: float) -> None:

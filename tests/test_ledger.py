@@ -380,25 +380,6 @@ def test_a_task_that_says_itself_that_it_cannot_succeed_makes_nobody_suspect(
     assert [one.state for one in ended[:3]] == [TaskState.FAILED] * 3
 
 
-def test_who_cools_down_keeps_no_task_from_the_well(ledger: Ledger) -> None:
-    ledger.add_sweep(spec(points=4, pause_after=0))
-    well = ledger.register(identity("good", host="beta"))
-    bad = ledger.register(identity("bad"))
-    ledger.fail(claim(ledger, well).token, failure(duration_s=99.0))
-    left = [claim(ledger, bad, sweeps=()) for _ in range(1)]
-    ledger.release(left[0].token)
-
-    assert isinstance(ledger.claim(well), Claim)  # another task: the failed one is for the other
-    ledger.set_priority(Selection(names=("exp_0_0",)), -1)
-    ledger.release(claim(ledger, well).token)
-    for _ in range(3):
-        last = ledger.fail(claim(ledger, bad).token, failure())
-    assert last.suspect
-    ledger.cancel(Selection(names=("exp_1_0", "exp_2_0", "exp_3_0")))
-
-    assert claim(ledger, well).task == "exp_0_0"
-
-
 def test_slow_failures_make_nobody_suspect(ledger: Ledger) -> None:
     ledger.add_sweep(spec(points=5, pause_after=0))
     worker = ledger.register(identity("a"))

@@ -23,6 +23,7 @@ from gpuledger.pulse import Pulse
 from gpuledger.recorder import Recorder
 from gpuledger.selection import Selection
 from gpuledger.signals import Signals, listen
+from gpuledger.why import why_pending
 from gpuledger.worker import Tools, Worker, WorkerOptions
 from tests.helpers import failure, identity, spec
 
@@ -206,6 +207,35 @@ def test_what_an_operator_does_ends_a_pause(
         worker._sign_off(crash=None)
 
     assert waits == 1
+
+
+def test_nobody_keeps_a_task_for_a_worker_that_cools_down(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1))
+    seen: list[bool] = []
+
+    def pause(self: Worker, pause_s: float) -> None:
+        other = ledger.register(identity("other", host="other"))
+        found = ledger.claim(other)
+        assert isinstance(found, Claim)
+        ledger.fail(found.token, failure())
+        waiting = ledger.waiting("exp_0_0")
+        assert waiting is not None
+        assert "leaves it" not in " ".join(why_pending(waiting))
+        seen.append(isinstance(ledger.claim(other), Claim))
+        ledger.leave(other.nonce)
+
+    with told_to_leave_in_time() as signals:
+        worker = Worker(ledger, WorkerOptions(), tools(ledger, signals))
+        assert worker._enlist()
+        monkeypatch.setattr(Worker, "_pause", pause)
+        worker._cool_down()
+        (me,) = ledger.live_workers()
+        worker._sign_off(crash=None)
+
+    assert seen == [True], "it would be kept for a minute"
+    assert me.details["stands_back"] is None
 
 
 def claim_of(ledger: Ledger) -> Claim:
