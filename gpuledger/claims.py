@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from gpuledger import queries
 from gpuledger.errors import LeaseLost
-from gpuledger.model import Claim, NothingToDo, Token, WorkerIdentity
+from gpuledger.model import Claim, NothingToDo, Outcome, Token, WorkerIdentity
 from gpuledger.operations import record_event
 from gpuledger.resources import misfit, too_long
 from gpuledger.routing import Candidate, may_run_on
@@ -202,9 +202,11 @@ def is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now:
     ).fetchone()
     past = queries.past_failures(db, task_id, task["forgiven_until"], now=now)
     settings = settings_from_json(task["settings"])
+    # For more memory a suspect worker is waited for; a task that failed goes to a well one.
+    ran_out = any(failure.outcome is Outcome.OOM for failure in past)
     others = [
         Candidate(name=other.name, gpu_memory_mib=other.gpu_memory_mib)
-        for other in queries.able_workers(db)
+        for other in queries.able_workers(db, suspects=ran_out)
         if other.nonce != worker.nonce and misfit(settings, other) is None
     ]
     return may_run_on(

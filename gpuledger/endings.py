@@ -25,12 +25,16 @@ from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
 from gpuledger.spec import RunSettings, settings_from_json
 from gpuledger.suspicion import RecentEnding, is_broken, is_suspect, is_value_to_blame
+from gpuledger.traceback_reader import FATAL_NOTE
 
 STREAK_KEPT = 64
 """Failed tasks a sweep remembers since its last success; more would change nothing."""
 
-COMPARED = 1000
-"""Latest completed attempts of the ledger that the failed tasks are compared with."""
+BLAMED_TIMES = 10
+"""A value of a parameter is to blame for so many times `pause_after` tasks, not for more."""
+
+COMPARED, LOOKED_AT = 1000, 10_000
+"""Completed tasks that the failed ones are compared with, among the ledger's latest attempts."""
 
 
 def end(db: sqlite3.Connection, token: Token, ending: Ending, *, now: float) -> Ended:
@@ -333,7 +337,10 @@ def _note_failure(
             live=live,
             pause_after=settings.pause_after,
         )
-        and not _is_value_to_blame(db, task["sweep_id"], tasks)
+        and not (
+            len(tasks) < min(BLAMED_TIMES * settings.pause_after, STREAK_KEPT)
+            and _is_value_to_blame(db, task["sweep_id"], tasks)
+        )
     ):
         where = "on every worker" if len(live) > 1 else "in a row"
         reason = f"{len(tasks)} tasks failed {where}, none succeeded meanwhile: {ending.error}"
@@ -350,8 +357,9 @@ def _is_value_to_blame(db: sqlite3.Connection, sweep_id: int, failed: Set[int]) 
     """Apply `is_value_to_blame` to tasks that failed, and the latest of those that completed."""
     completed = db.execute(
         "SELECT params FROM (SELECT task_id FROM attempt WHERE outcome = 'completed'"
-        " ORDER BY ended_at DESC LIMIT ?) JOIN task ON task.id = task_id WHERE sweep_id = ?",
-        (COMPARED, sweep_id),
+        " ORDER BY ended_at DESC LIMIT ?) JOIN task ON task.id = task_id WHERE sweep_id = ?"
+        " LIMIT ?",
+        (LOOKED_AT, sweep_id, COMPARED),
     ).fetchall()
     if not completed:
         return False
@@ -374,12 +382,13 @@ def _latest_endings(
         " EXISTS (SELECT 1 FROM attempt AS other WHERE other.task_id = attempt.task_id"
         "   AND other.worker <> attempt.worker"
         "   AND other.outcome IN ('failed', 'oom', 'timed_out')) AS elsewhere,"
-        " (SELECT task.state = 'failed' AND failures < json_extract(settings, '$.max_attempts')"
-        "   FROM task JOIN sweep ON sweep.id = sweep_id WHERE task.id = task_id) AS fatal"
+        " error LIKE 'gpuledger.%Fatal%' OR instr(traceback, ?) > 0 OR exit_code IN"
+        "   (SELECT value FROM json_each((SELECT settings FROM task JOIN sweep"
+        "    ON sweep.id = sweep_id WHERE task.id = task_id), '$.no_retry_codes')) AS fatal"
         " FROM attempt WHERE worker = ? AND nonce = ?"
         " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
         " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 3",
-        (worker, nonce),
+        (FATAL_NOTE, worker, nonce),
     ).fetchall()
     return [
         (

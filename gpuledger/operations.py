@@ -227,10 +227,12 @@ def retry(
     if completed:
         wanted.append(TaskState.COMPLETED)
     skipped = _by_state(db, where, values, leaving_out=frozenset(wanted))
-    withdrawn = db.execute(
-        f"UPDATE task SET stop = NULL WHERE {where} AND state = 'running' AND stop IS NOT NULL",
-        values,
-    ).rowcount
+    withdrawn = 0
+    if not params:  # what runs goes on with its own; what is being killed cannot be kept
+        withdrawn = db.execute(
+            f"UPDATE task SET stop = NULL WHERE {where} AND state = 'running' AND stop = 'after'",
+            values,
+        ).rowcount
     rows = db.execute(
         f"SELECT task.id, task.params, task.sweep_id FROM task WHERE {where}"
         f" AND state IN ({_marks(wanted)})",

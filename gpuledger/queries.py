@@ -19,6 +19,7 @@ from gpuledger.resources import misfit, no_worker_fits
 from gpuledger.routing import PastFailure
 from gpuledger.selection import Selection
 from gpuledger.spec import settings_from_json
+from gpuledger.suspicion import SUSPECT
 from gpuledger.views import AttemptRecord, Event, TaskRecord, WorkerView
 from gpuledger.why import LiveWorker, Waiting
 
@@ -343,13 +344,21 @@ def slurm_setups(db: sqlite3.Connection, sweeps: Sequence[str]) -> tuple[str, ..
     )
 
 
-def able_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
-    """Return the live workers but for those that stand back: suspect, or their GPU is not free."""
+def able_workers(db: sqlite3.Connection, *, suspects: bool = False) -> tuple[WorkerIdentity, ...]:
+    """Return the live workers but for those that stand back: suspect, or their GPU is not free.
+
+    Args:
+        db: The ledger.
+        suspects: With those that are suspect: they claim again in a while.
+    """
     return tuple(
         _identity(row)
         for row in db.execute(
             "SELECT * FROM worker WHERE ended_at IS NULL"
-            " AND json_extract(details, '$.stands_back') IS NULL ORDER BY name"
+            " AND (json_extract(details, '$.stands_back') IS NULL"
+            " OR :suspects AND instr(json_extract(details, '$.stands_back'), :suspect) = 1)"
+            " ORDER BY name",
+            {"suspects": suspects, "suspect": SUSPECT},
         )
     )
 

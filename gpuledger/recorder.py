@@ -258,6 +258,10 @@ class Recorder:
 
     # --- what the ledger could not take -------------------------------------------------------
 
+    def keep(self) -> None:
+        """Keep what is done for the next worker on this machine: this one records nothing more."""
+        self._post_all()
+
     def deliver_late(self) -> None:
         """Others found this worker dead: what it did counts where nobody has begun it anew."""
         done, self._done = self._done, []

@@ -199,8 +199,7 @@ def _start(db: sqlite3.Connection, task: sqlite3.Row, entry: Entry) -> bool:
     worker, token = entry.worker, entry.token
     if worker is None:
         return False
-    if not _with_params(db, task, entry.params):
-        return False
+    _give_params(db, task, entry.params)
     _end_what_is_open(db, task["id"], now=entry.at)
     _ensure_worker(db, worker, now=entry.at)
     db.execute(
@@ -212,18 +211,18 @@ def _start(db: sqlite3.Connection, task: sqlite3.Row, entry: Entry) -> bool:
     return True
 
 
-def _with_params(db: sqlite3.Connection, task: sqlite3.Row, params: Params | None) -> bool:
+def _give_params(db: sqlite3.Connection, task: sqlite3.Row, params: Params | None) -> None:
     """Give a task the values that an operator corrected since the backup: its result is theirs.
 
-    False when another task has them by now.
+    Where another task has them in the backup, `init` goes on to know the task by its former ones.
     """
     if params is None or params_digest(params) == task["digest"]:
-        return True
+        return
     try:
         operations.put_params(db, task["id"], params)
     except sqlite3.IntegrityError:
-        return False
-    return True
+        values = (json.dumps(dict(params)), task["id"])
+        db.execute("UPDATE task SET params = ? WHERE id = ?", values)
 
 
 def _end_what_is_open(db: sqlite3.Connection, task_id: int, *, now: float) -> None:

@@ -78,6 +78,19 @@ def _fresh_mutex_after_fork() -> None:
 os.register_at_fork(after_in_child=_fresh_mutex_after_fork)
 
 
+def is_of_this_version(folder: Path) -> bool:
+    """Tell whether a ledger has this version's tables: the first access brings an older one up.
+
+    The number is read from the file's header (https://sqlite.org/fileformat.html), without a lock.
+    """
+    try:
+        with (folder / DB_FILE).open("rb") as file:
+            header = file.read(64)
+    except OSError:
+        return False
+    return int.from_bytes(header[60:], "big", signed=True) == len(schema.MIGRATIONS)
+
+
 class Unchanged(Exception):
     """Raised by the work of `Store.write` to say that it changed nothing; holds its answer.
 

@@ -12,6 +12,9 @@ from gpuledger.spec import Params
 SUSPECT_AFTER = 3
 """Failures in a row that make a worker suspect."""
 
+SUSPECT = "suspect"
+"""What a worker says that cools down: its reason for standing back begins with it."""
+
 QUICK_S = 60.0
 """A failure sooner than this after the start is quick: the machine may be what is broken."""
 

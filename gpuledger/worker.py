@@ -38,6 +38,7 @@ from gpuledger.pulse import Pulse
 from gpuledger.readiness import Readiness
 from gpuledger.recorder import Recorder, Rules
 from gpuledger.signals import Signals
+from gpuledger.suspicion import SUSPECT
 
 IDLE_POLL_S = 1.0
 IDLE_POLL_PER_WORKER_S = 0.05  # many idle workers look less often
@@ -210,6 +211,8 @@ class Worker:
     def _sign_off(self, *, crash: str | None) -> None:
         self._launcher.close()
         self._patience.hasten()
+        if crash is not None:
+            self._recorder.keep()
         try:
             self.ledger.leave(self.me.nonce, crash=crash)
         except LedgerError as error:
@@ -574,7 +577,7 @@ class Worker:
             f"three tasks in a row failed quickly here and nowhere else: {self.me.name} is "
             f"suspect and cools down for {pause_s:g} s; the tasks got those attempts back"
         )
-        why = f"suspect, cools down {pause_s:g} s"
+        why = f"{SUSPECT}, cools down {pause_s:g} s"
         self._pulse.note(why)
         with suppress(LedgerError):  # then others keep failed tasks for it in vain, for a while
             self.ledger.stand_back(self.me.nonce, why)
@@ -604,12 +607,12 @@ class Worker:
 
 
 def _our_fault(error: Exception) -> Ending:
-    """Return the ending of an attempt that this worker could not see through: it counts.
+    """Return the ending of an attempt that this worker could not see through.
 
     Were it handed back, it would come first again, and stop one worker after another.
     """
     return Ending(
-        outcome=Outcome.FAILED,
+        outcome=Outcome.LOST,
         error=f"a fault of gpuledger itself: {_in_one_line(error)}",
         traceback="".join(format_exception(error))[-LONGEST_TRACEBACK:],
     )

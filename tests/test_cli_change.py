@@ -177,6 +177,13 @@ def test_a_retry_takes_back_the_cancellation_of_a_running_task(lab: Lab) -> None
     lab.run("cancel", running.task)
     told = lab.run("retry", running.task).stdout
     assert "1 task running: not cancelled any more." in told
+    lab.run("cancel", running.task, "--kill")
+    told = lab.run("retry", running.task).stdout
+    assert "not cancelled" not in told, "it is being killed"
+    lab.run("cancel", running.task)
+    told = lab.run("retry", running.task, "--set", "lr=7").stdout
+    assert "not cancelled" not in told, "it goes on with the former value"
+    lab.run("retry", running.task)
     lab.ledger.fail(running.token, Ending(outcome=Outcome.FAILED, error="x"))
     assert state(lab, running.task) is TaskState.PENDING
 

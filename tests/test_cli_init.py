@@ -142,7 +142,7 @@ def test_a_script_that_is_not_there_is_noticed(here: Path, command: str, warned:
     (here / "there.py").touch()
     (here / "a.toml").write_text(f'command = "{command}"\n[parameters]\nlr = [1]\n')
     told = run("init", "a.toml", "--dry-run").stderr
-    assert (f"Warning: train.py is not in {here}." in told) is warned
+    assert (f"Warning: there is no {here / 'train.py'}." in told) is warned
 
 
 def test_another_ledger_beside_the_sweep_file_is_noticed(
@@ -155,7 +155,33 @@ def test_another_ledger_beside_the_sweep_file_is_noticed(
     (above / ".gpuledger").mkdir()
     told = run("init", str(here / "exp1.toml"), "--dry-run").stderr
     assert f"Warning: {here / '.gpuledger'} is a ledger, too" in told
-    assert "a ledger, too" not in run("init", str(here / "exp1.toml"), "--ledger", str(here)).stderr
+    given = run("init", str(here / "exp1.toml"), "--ledger", str(here))
+    assert "a ledger, too" not in given.stderr
+    (here / "link").symlink_to(above)
+    above.joinpath(".gpuledger").rmdir()
+    assert "a ledger, too" not in run("init", "../link/../exp1.toml", "--dry-run").stderr
+
+
+def test_a_plan_that_cannot_be_made_stops_no_dry_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init", "exp1.toml")
+    database = here / ".gpuledger" / "ledger.db"
+    with database.open("r+b") as file:  # as an older version made it
+        file.seek(60)
+        file.write((1).to_bytes(4, "big"))
+    before = database.read_bytes()
+    told = run("init", "exp1.toml", "--dry-run")
+    assert "is not looked up" in told.stderr
+    assert "Sweep exp1: 4 tasks" in told.stdout
+    assert database.read_bytes() == before
+    database.write_bytes(b"no database at all" * 999)
+    assert "Sweep exp1: 4 tasks" in run("init", "exp1.toml", "--dry-run").stdout
+
+
+def test_a_name_too_long_for_a_file_is_no_error(here: Path) -> None:
+    (here / "a.toml").write_text(f'command = "python {"a" * 300}.py"\n[parameters]\nlr = [1]\n')
+    assert "Warning: there is no " in run("init", "a.toml", "--dry-run").stderr
 
 
 def test_control_characters_of_a_sweep_file_are_shown_not_obeyed(here: Path) -> None:

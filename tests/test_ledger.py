@@ -15,6 +15,7 @@ from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, NothingToDo, Outcome, TaskState, WorkerIdentity
 from gpuledger.selection import Selection
 from gpuledger.spec import SweepSpec, TaskSpec
+from gpuledger.traceback_reader import FATAL_NOTE
 from tests.helpers import ManualClock, failure, identity, spec
 
 
@@ -363,21 +364,42 @@ def test_a_worker_on_which_everything_fails_is_suspect_and_pays_for_it(ledger: L
     assert ledger.snapshot().counts.pending == 5
 
 
-@pytest.mark.parametrize(("max_attempts", "others"), [(3, 2), (1, 0)])
+@pytest.mark.parametrize(("max_attempts", "others"), [(3, 2), (1, 0), (1, 1)])
+@pytest.mark.parametrize(
+    "hopeless",
+    [
+        {"error": "gpuledger.Fatal: unknown model"},
+        {"traceback": f"models.Unknown: x\n{FATAL_NOTE}"},
+        {"exit_code": 3},
+    ],
+)
 def test_a_task_that_says_itself_that_it_cannot_succeed_makes_nobody_suspect(
-    ledger: Ledger, max_attempts: int, others: int
+    ledger: Ledger, max_attempts: int, others: int, hopeless: dict[str, Any]
 ) -> None:
-    ledger.add_sweep(spec(points=9, pause_after=0, max_attempts=max_attempts))
+    codes = (3, 4)
+    ledger.add_sweep(spec(points=9, pause_after=0, max_attempts=max_attempts, no_retry_codes=codes))
     worker = ledger.register(identity("a"))
     ledger.register(identity("b", host="beta"))
 
     ended = [
         ledger.fail(claim(ledger, worker).token, ending)
-        for ending in [failure(fatal=True)] * 3 + [failure()] * others
+        for ending in [failure(fatal=True, **hopeless)] * 3 + [failure()] * others
     ]
 
     assert not any(one.suspect for one in ended)
     assert [one.state for one in ended[:3]] == [TaskState.FAILED] * 3
+
+
+def test_more_memory_is_waited_for_while_its_worker_is_suspect(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=1))
+    small = ledger.register(identity("s", name="alpha:gpu0", gpus=("0",), gpu_memory_mib=4096))
+    large = ledger.register(identity("l", name="beta:gpu0", gpus=("0",), gpu_memory_mib=24576))
+    ledger.fail(claim(ledger, small).token, failure(outcome=Outcome.OOM))
+
+    ledger.stand_back(large.nonce, "suspect, cools down 60 s")
+    assert isinstance(ledger.claim(small), NothingToDo)
+    ledger.stand_back(large.nonce, "GPU 0 is gone")
+    assert claim(ledger, small).number == 2
 
 
 def test_slow_failures_make_nobody_suspect(ledger: Ledger) -> None:
@@ -426,6 +448,17 @@ def test_one_bad_value_of_a_grid_pauses_nothing(ledger: Ledger) -> None:
     assert {ledger.task(f"exp_{n}_0").params["lr"] for n in (2, 3)} == {1}
     assert not any(one.sweep_paused for one in ended), "lr 1 is to blame, nothing else"
     ledger.complete(claim(ledger, worker).token)
+
+
+def test_no_value_is_to_blame_for_very_many(ledger: Ledger) -> None:
+    ledger.add_sweep(replace_seeds(grid(points=4, max_attempts=1, pause_after=2), 30))
+    worker = ledger.register(identity())
+    for _ in range(60):
+        ledger.complete(claim(ledger, worker).token)
+
+    ended = [ledger.fail(claim(ledger, worker).token, failure()) for _ in range(20)]
+
+    assert [one.sweep_paused is not None for one in ended] == [False] * 19 + [True]
 
 
 def test_a_sweep_that_breaks_after_some_successes_is_paused(ledger: Ledger) -> None:

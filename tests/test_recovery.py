@@ -154,6 +154,29 @@ def test_a_result_is_restored_with_the_parameters_that_it_is_of(ledger: Ledger) 
     )
 
 
+def test_results_of_corrections_in_a_chain_are_restored(ledger: Ledger) -> None:
+    """One task has got the parameters that another one has in the backup."""
+    worker = NotingWorker(ledger, "a")
+    one, two = worker.claim(), None
+    worker.end(one, failure(fatal=True))
+    two = worker.claim()
+    worker.end(two, failure(fatal=True))
+    take(ledger.store, clock=SystemClock())
+    ledger.cancel(Selection(states=frozenset({TaskState.PENDING})))
+    for name, lr in ((two.task, 77), (one.task, two.params["lr"])):
+        ledger.retry(Selection(names=(name,)), params={"lr": lr})
+    worker.end(worker.claim())
+    worker.end(worker.claim())
+    garbage(ledger.store.path)
+
+    recover(ledger.folder, clock=SystemClock())
+
+    again = Ledger.open(ledger.folder)
+    assert [again.task(name).state for name in (one.task, two.task)] == [TaskState.COMPLETED] * 2
+    assert again.task(one.task).params == {"lr": two.params["lr"]}
+    assert again.task(two.task).params == {"lr": 77}
+
+
 def test_a_whole_ledger_is_left_alone(ledger: Ledger) -> None:
     take(ledger.store, clock=SystemClock())
     before = ledger.store.path.stat().st_ino

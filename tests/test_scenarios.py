@@ -593,6 +593,18 @@ def test_run_says_at_its_end_what_is_paused_and_how_it_goes_on(tmp_path: Path) -
     assert "5 of 9 tasks failed" in told
 
 
+def test_run_of_a_sweep_that_is_paused_is_no_success_though_no_task_failed_for_good(
+    tmp_path: Path,
+) -> None:
+    sweep = write_sweep(
+        tmp_path,
+        script="raise ValueError('no data')\n",
+        text='command = "python -I -S train.py"\nseeds = 9\n[run]\npause_after = 2\n',
+    )
+    gpuledger("run", str(sweep), "--cpu", "--slots", "2", cwd=tmp_path, exit_code=1)
+    assert gpuledger("run", str(sweep), "--cpu", cwd=tmp_path, exit_code=1).stdout
+
+
 def test_run_says_at_its_end_what_is_left(tmp_path: Path) -> None:
     sweep = write_sweep(
         tmp_path,

@@ -142,7 +142,7 @@ def test_a_task_for_which_there_is_no_guard_is_handed_back_and_runs_later(
 def test_a_fault_of_ours_with_one_task_stops_no_other(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger.add_sweep(spec(points=2, max_attempts=1))
+    ledger.add_sweep(spec(points=2, max_losses=1))
     read_as_always = reports.read_last
 
     def read(path: Path) -> Any:

@@ -82,7 +82,7 @@ def retry(
         echo_json(task_change_shape(change))
         return
     _tell("Retried", change)
-    if narrowed and not change.changed:
+    if narrowed and not completed and not change.changed:
         echo("Without --state that means failed tasks only; --state cancelled takes those.")
     if change.skipped.get(TaskState.COMPLETED):
         echo("Completed tasks are retried with --completed.")

@@ -84,7 +84,8 @@ def run(
     if counts.failed:
         echo(f"{counts.failed} of {counts.total} tasks failed; 'gpuledger show TASK' says why,")
         echo("'gpuledger retry --failed' puts them back after the fix.")
-    raise typer.Exit(max(code, 1) if counts.failed else code)
+    is_well = not counts.failed and view.paused is None
+    raise typer.Exit(code if is_well else max(code, 1))
 
 
 def _devices(*, gpu: str | None, cpu: bool, slots: int, per_task: int | None) -> list[Device]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import stat
 from pathlib import Path
@@ -20,6 +21,7 @@ from gpuledger.errors import BadUsage, LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.queries import task_name
 from gpuledger.spec import RunSettings, SweepChange, SweepSpec
+from gpuledger.store import is_of_this_version
 from gpuledger.sweep import read_sweep
 from gpuledger.sweep_run import render_command
 from gpuledger.sweep_words import parse_duration
@@ -27,6 +29,9 @@ from gpuledger.sweep_words import parse_duration
 app = typer.Typer()
 
 COMMANDS_SHOWN = 3
+PLANNED = 100_000
+"""A plan of more tasks would keep the ledger from the others for seconds."""
+
 LEASE_S = 60.0
 HEARTBEAT_S = 5.0
 BEATS_PER_LEASE = 3
@@ -231,10 +236,10 @@ def _doubts(spec: SweepSpec, file: Path, folder: Path) -> list[str]:
     """Return what the user may have overlooked."""
     doubts = []
     script = _script_of(spec.settings)
-    if script is not None and not Path(spec.settings.workdir, script).exists():
-        doubts.append(f"{script} is not in {spec.settings.workdir}.")
-    beside = file.absolute().parent / FOLDER_NAME
-    if beside != folder and beside.is_dir():
+    if script is not None and not os.path.exists(path := Path(spec.settings.workdir, script)):  # noqa: PTH110
+        doubts.append(f"there is no {path}.")
+    beside = Path(os.path.realpath(file)).parent / FOLDER_NAME
+    if str(beside) != os.path.realpath(folder) and os.path.isdir(beside):  # noqa: PTH112
         doubts.append(f"{beside} is a ledger, too; --ledger takes that one.")
     return doubts
 
@@ -248,11 +253,23 @@ def _script_of(settings: RunSettings) -> str | None:
     return script if script.endswith(".py") and "{" not in script else None
 
 
+def _planned(spec: SweepSpec, folder: Path, *, prune: bool) -> SweepChange | None:
+    """Return what would become of the ledger's tasks, where that can be told without a change."""
+    if not has_database(folder):
+        return None
+    if spec.task_count > PLANNED or not is_of_this_version(folder):
+        note("What would become of the ledger's tasks is not looked up: it is large, or old.")
+        return None
+    try:
+        return Ledger.open(folder).plan_sweep(spec, prune=prune)
+    except LedgerError as error:
+        note(f"What would become of the ledger's tasks is not known: {error.problem}.")
+        return None
+
+
 def _show_plan(spec: SweepSpec, folder: Path, *, prune: bool, as_json: bool) -> None:
     """Print the first commands, and what would become of the ledger's tasks."""
-    change = None
-    if has_database(folder):
-        change = Ledger.open(folder).plan_sweep(spec, prune=prune)
+    change = _planned(spec, folder, prune=prune)
     commands = []
     for task in itertools.islice(spec.tasks(), COMMANDS_SHOWN):
         name = task_name(spec.name, task.point, task.seed)
