@@ -322,22 +322,27 @@ class Worker:
         return max(ASK_IN_VAIN_S, ASK_IN_VAIN_PER_WORKER_S * crowd)
 
     def _is_nothing_left(self) -> bool:
-        """Tell whether a worker that cannot claim has nothing to wait for; asked now and then."""
+        """Tell whether a worker that cannot claim has nothing to wait for, and say so."""
+        found = self._empty_outlook()
+        return found is not None and self._is_done(found)
+
+    def _empty_outlook(self) -> NothingToDo | None:
+        """Return what the ledger says when it has nothing to wait for; it is asked now and then."""
         now_s = self._tools.clock.boottime()
         if now_s - self._outlook_s < LOOK_AGAIN_S:
-            return False
+            return None
         self._outlook_s = now_s
         changes = self.ledger.store.change_counter()
         if changes is None or changes == self._outlook_seen:
-            return False
+            return None
         try:
             found = self.ledger.outlook(self.me, sweeps=self._options.sweeps)
         except LedgerError:
-            return False
+            return None
         self._outlook_seen = changes
         if found.pending or found.running or found.held or self._options.stay:
-            return False
-        return self._is_done(found)
+            return None
+        return found
 
     # --- one attempt --------------------------------------------------------------------------
 
@@ -597,7 +602,7 @@ class Worker:
         until_s = self._tools.clock.boottime() + pause_s
         while not self._is_leaving() and self.ledger.store.last_nudge() == nudge:
             left_s = until_s - self._tools.clock.boottime()
-            if left_s <= 0:
+            if left_s <= 0 or self._empty_outlook() is not None:
                 return
             self._company.reap()
             self._signals.wait(min(left_s, IDLE_POLL_S), also=self._company.descriptors())
