@@ -189,7 +189,7 @@ def test_a_ledger_that_may_not_be_written_is_no_place_to_begin(
 def test_what_an_operator_does_ends_a_pause(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger.add_sweep(spec(points=1, max_attempts=1))
+    ledger.add_sweep(spec(points=2, max_attempts=1))
     ledger.fail(claim_of(ledger).token, failure())
     waits = 0
 
@@ -207,6 +207,15 @@ def test_what_an_operator_does_ends_a_pause(
         worker._sign_off(crash=None)
 
     assert waits == 1
+
+
+def test_where_nothing_is_left_a_pause_is_over(ledger: Ledger) -> None:
+    with told_to_leave_in_time() as signals:
+        worker = Worker(ledger, WorkerOptions(), tools(ledger, signals))
+        assert worker._enlist()
+        worker._pause(1000.0)
+        assert not signals.terminates
+        worker._sign_off(crash=None)
 
 
 def test_nobody_keeps_a_task_for_a_worker_that_cools_down(
