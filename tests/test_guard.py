@@ -385,8 +385,9 @@ def test_silence_without_a_task_is_no_news() -> None:
         with pytest.raises(BlockingIOError):
             ours.recv(64)
 
-        with sleeper(**{MARK: NONCE}):
+        with sleeper(**{MARK: NONCE}) as child:
             guard_module._freeze(its.fileno(), NONCE, None)
+            wait_until(lambda: state(child.pid) == "T", because="it should be stopped")
             guard_module._freeze(its.fileno(), NONCE, None)
         assert ours.recv(64) == FROZEN
         with pytest.raises(BlockingIOError):
