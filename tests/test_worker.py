@@ -7,7 +7,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,6 +175,46 @@ def test_a_worker_that_crashes_says_so_when_it_leaves(
     assert (task.state, task.losses) == (TaskState.PENDING, 1)
     assert task.last_error == "its worker crashed: ZeroDivisionError: division by zero"
     assert ledger.live_workers() == ()
+
+
+def test_what_a_worker_had_done_before_it_crashed_is_kept_for_the_next(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=2))
+
+    def broken(*given: Any, **more: Any) -> None:
+        raise RuntimeError("no more")
+
+    with told_to_leave_in_time() as signals:
+        monkeypatch.setattr(Worker, "_go_on", broken)
+        with pytest.raises(RuntimeError):
+            Worker(ledger, WorkerOptions(), tools(ledger, signals)).run()
+        (first, second) = ledger.tasks()
+        assert (first.state, second.state) == (TaskState.PENDING, TaskState.PENDING)
+        monkeypatch.undo()
+        next_one = replace(tools(ledger, signals), identify=lambda: identity("n2"))
+        Worker(ledger, WorkerOptions(), next_one).run()
+
+    (first, second) = ledger.tasks()
+    assert [attempt.outcome for attempt in first.attempts] == [Outcome.COMPLETED]
+    assert first.losses == 0
+    assert second.state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize(("blocks", "free", "said"), [(9, 0, True), (9, 1, False), (0, 0, False)])
+def test_a_failure_on_a_full_disk_says_so(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, blocks: int, free: int, said: bool
+) -> None:
+    ledger.add_sweep(spec(points=1, command=("false",), max_attempts=1))
+    full = SimpleNamespace(f_blocks=blocks, f_bavail=free)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+
+    with told_to_leave_in_time() as signals:
+        Worker(ledger, WorkerOptions(), tools(ledger, signals)).run()
+
+    (task,) = ledger.tasks()
+    assert task.state is TaskState.FAILED
+    assert str(task.last_error).endswith("(the disk of its log is full)") is said
 
 
 def test_a_ledger_that_may_not_be_written_is_no_place_to_begin(
