@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from gpuledger import queries
 from gpuledger.errors import LeaseLost
-from gpuledger.model import Claim, NothingToDo, Outcome, Token, WorkerIdentity
+from gpuledger.model import Claim, NothingToDo, Token, WorkerIdentity
 from gpuledger.operations import record_event
 from gpuledger.resources import misfit, too_long
 from gpuledger.routing import Candidate, may_run_on
 from gpuledger.spec import RunSettings, settings_from_json
+from gpuledger.suspicion import cools_down
 
 FIRST_PENDING = (
     "SELECT id, priority, failures FROM task WHERE sweep_id = ? AND state = 'pending'"
@@ -202,11 +203,11 @@ def is_for(db: sqlite3.Connection, task_id: int, worker: WorkerIdentity, *, now:
     ).fetchone()
     past = queries.past_failures(db, task_id, task["forgiven_until"], now=now)
     settings = settings_from_json(task["settings"])
-    # For more memory a suspect worker is waited for; a task that failed goes to a well one.
-    ran_out = any(failure.outcome is Outcome.OOM for failure in past)
     others = [
-        Candidate(name=other.name, gpu_memory_mib=other.gpu_memory_mib)
-        for other in queries.able_workers(db, suspects=ran_out)
+        Candidate(
+            name=other.name, gpu_memory_mib=other.gpu_memory_mib, is_suspect=cools_down(other)
+        )
+        for other in queries.able_workers(db, suspects=True)
         if other.nonce != worker.nonce and misfit(settings, other) is None
     ]
     return may_run_on(

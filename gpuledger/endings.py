@@ -25,7 +25,7 @@ from gpuledger.origin import origin_text, packages_text
 from gpuledger.resources import misfit
 from gpuledger.spec import RunSettings, settings_from_json
 from gpuledger.suspicion import RecentEnding, is_broken, is_suspect, is_value_to_blame
-from gpuledger.traceback_reader import FATAL_NOTE
+from gpuledger.traceback_reader import is_fatal
 
 STREAK_KEPT = 64
 """Failed tasks a sweep remembers since its last success; more would change nothing."""
@@ -329,19 +329,15 @@ def _note_failure(
     tasks = set(failing.get("tasks", ())) | {task["id"]}
     workers = set(failing.get("workers", ())) | {worker}
     reason = None
-    if (
-        row["paused"] is None
-        and is_broken(
-            failed_tasks=len(tasks),
-            failed_on=frozenset(workers),
-            live=live,
-            pause_after=settings.pause_after,
-        )
-        and not (
-            len(tasks) < min(BLAMED_TIMES * settings.pause_after, STREAK_KEPT)
-            and _is_value_to_blame(db, task["sweep_id"], tasks)
-        )
-    ):
+    broken = row["paused"] is None and is_broken(
+        failed_tasks=len(tasks),
+        failed_on=frozenset(workers),
+        live=live,
+        pause_after=settings.pause_after,
+    )
+    if broken and len(tasks) < min(BLAMED_TIMES * settings.pause_after, STREAK_KEPT):
+        broken = not _is_value_to_blame(db, task["sweep_id"], tasks)
+    if broken:
         where = "on every worker" if len(live) > 1 else "in a row"
         reason = f"{len(tasks)} tasks failed {where}, none succeeded meanwhile: {ending.error}"
         db.execute(
@@ -382,13 +378,12 @@ def _latest_endings(
         " EXISTS (SELECT 1 FROM attempt AS other WHERE other.task_id = attempt.task_id"
         "   AND other.worker <> attempt.worker"
         "   AND other.outcome IN ('failed', 'oom', 'timed_out')) AS elsewhere,"
-        " error LIKE 'gpuledger.%Fatal%' OR instr(traceback, ?) > 0 OR exit_code IN"
-        "   (SELECT value FROM json_each((SELECT settings FROM task JOIN sweep"
-        "    ON sweep.id = sweep_id WHERE task.id = task_id), '$.no_retry_codes')) AS fatal"
+        " error, traceback, exit_code, (SELECT settings FROM task JOIN sweep"
+        "   ON sweep.id = sweep_id WHERE task.id = task_id) AS settings"
         " FROM attempt WHERE worker = ? AND nonce = ?"
         " AND outcome IN ('completed', 'failed', 'oom', 'timed_out')"
         " ORDER BY started_at DESC, task_id DESC, number DESC LIMIT 3",
-        (FATAL_NOTE, worker, nonce),
+        (worker, nonce),
     ).fetchall()
     return [
         (
@@ -397,11 +392,18 @@ def _latest_endings(
                 task=str(row["task_id"]),
                 outcome=Outcome(row["outcome"]),
                 duration_s=row["duration_s"],
-                task_to_blame=bool(row["elsewhere"] or row["fatal"]) or not row["counted"],
+                task_to_blame=bool(row["elsewhere"]) or not row["counted"] or _was_fatal(row),
             ),
         )
         for row in rows
     ]
+
+
+def _was_fatal(attempt: sqlite3.Row) -> bool:
+    """Tell whether no other attempt made sense after this one."""
+    codes = settings_from_json(attempt["settings"]).no_retry_codes
+    lines = (attempt["traceback"] or "").splitlines()
+    return attempt["exit_code"] in codes or is_fatal(attempt["error"] or "", lines)
 
 
 def _give_back(db: sqlite3.Connection, attempt: sqlite3.Row) -> None:

@@ -19,7 +19,7 @@ from gpuledger.resources import misfit, no_worker_fits
 from gpuledger.routing import PastFailure
 from gpuledger.selection import Selection
 from gpuledger.spec import settings_from_json
-from gpuledger.suspicion import SUSPECT
+from gpuledger.suspicion import cools_down
 from gpuledger.views import AttemptRecord, Event, TaskRecord, WorkerView
 from gpuledger.why import LiveWorker, Waiting
 
@@ -276,7 +276,7 @@ def packages(db: sqlite3.Connection, environment: str) -> Packages | None:
     return None if row is None else packages_from(row["data"])
 
 
-# --- status -----------------------------------------------------------------------------------
+# --- workers ----------------------------------------------------------------------------------
 
 
 def live_workers(db: sqlite3.Connection) -> tuple[WorkerIdentity, ...]:
@@ -352,14 +352,9 @@ def able_workers(db: sqlite3.Connection, *, suspects: bool = False) -> tuple[Wor
         suspects: With those that are suspect: they claim again in a while.
     """
     return tuple(
-        _identity(row)
-        for row in db.execute(
-            "SELECT * FROM worker WHERE ended_at IS NULL"
-            " AND (json_extract(details, '$.stands_back') IS NULL"
-            " OR :suspects AND instr(json_extract(details, '$.stands_back'), :suspect) = 1)"
-            " ORDER BY name",
-            {"suspects": suspects, "suspect": SUSPECT},
-        )
+        worker
+        for worker in live_workers(db)
+        if worker.details.get("stands_back") is None or (suspects and cools_down(worker))
     )
 
 
@@ -442,6 +437,7 @@ def _live_workers(db: sqlite3.Connection) -> list[LiveWorker]:
             task=view.task,
             gpu_memory_mib=known[view.nonce].gpu_memory_mib,
             stands_back=known[view.nonce].details.get("stands_back") is not None,
+            is_suspect=cools_down(known[view.nonce]),
         )
         for view in worker_views(db)
     ]

@@ -162,12 +162,12 @@ class Recorder:
                 settled = self._settle(hold=self._how_many())
                 break
             except LedgerDamaged:
-                self._post_all()
+                self.keep()
                 raise
             except OUT_OF_REACH as error:
                 if not told:
                     self._tell_trying_on(error)
-                    self._post_all()
+                    self.keep()
                     told = True
             if self._patience.is_over():
                 self._leave_it_to_the_next()
@@ -258,10 +258,6 @@ class Recorder:
 
     # --- what the ledger could not take -------------------------------------------------------
 
-    def keep(self) -> None:
-        """Keep what is done for the next worker on this machine: this one records nothing more."""
-        self._post_all()
-
     def deliver_late(self) -> None:
         """Others found this worker dead: what it did counts where nobody has begun it anew."""
         done, self._done = self._done, []
@@ -318,8 +314,8 @@ class Recorder:
             f"{error.problem}; {last.claim.task} ended as {last.ending.outcome}{more}, trying on"
         )
 
-    def _post_all(self) -> None:
-        """Keep what is done on this machine's disk until the ledger knows."""
+    def keep(self) -> None:
+        """Keep what is done on this machine's disk, until it or the next worker here records it."""
         for done in self._done:
             self._post(done.finished)
 

@@ -29,10 +29,14 @@ class PastFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A live worker, as far as `may_run_on` needs it."""
+    """A live worker, as far as `may_run_on` needs it.
+
+    `is_suspect`: it cools down, and claims again in a while.
+    """
 
     name: str
     gpu_memory_mib: int | None = None
+    is_suspect: bool = False
 
 
 def may_run_on(
@@ -47,7 +51,8 @@ def may_run_on(
     A task that failed goes to others first: for `avoid_s` after its failure the worker that
     failed it leaves it alone, as long as some other live worker has not failed it. A task that
     ran out of memory goes to a GPU with more memory while a live worker has one, else to another
-    worker within the same window, else to any.
+    worker within the same window, else to any. A suspect worker is waited for only by a task that
+    ran out of memory: others would be kept from the well ones.
 
     Args:
         worker: Who asks.
@@ -56,6 +61,8 @@ def may_run_on(
         avoid_s: Length of the window.
     """
     ran_out = [failure for failure in past if failure.outcome is Outcome.OOM]
+    if not ran_out:
+        others = [other for other in others if not other.is_suspect]
     too_small = max((failure.gpu_memory_mib or 0 for failure in ran_out), default=0)
     if too_small:
         if (worker.gpu_memory_mib or 0) > too_small:

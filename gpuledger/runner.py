@@ -28,8 +28,9 @@ from gpuledger.traceback_reader import read_failure
 
 TICK_S = 1.0
 LEAVING_GRACE_S = 15.0
-FULL = " (the disk of its log is full)"
 """Longest grace of a task whose worker was told to leave: it is out within 25 s of a SIGTERM."""
+
+FULL = " (the disk of its log is full)"
 
 SHELL_SIGNAL_BASE = 128
 """A shell says so many plus the signal's number for a command that a signal ended."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuledger.model import Outcome
+from gpuledger.model import Outcome, WorkerIdentity
 from gpuledger.spec import Params
 
 SUSPECT_AFTER = 3
@@ -30,6 +30,11 @@ class RecentEnding:
     outcome: Outcome
     duration_s: float
     task_to_blame: bool
+
+
+def cools_down(worker: WorkerIdentity) -> bool:
+    """Tell whether a worker stands back in the ledger because it is suspect."""
+    return str(worker.details.get("stands_back")).startswith(SUSPECT)
 
 
 def is_suspect(latest: Sequence[RecentEnding], *, others: int) -> bool:

@@ -150,7 +150,7 @@ def read_failure(
     return Diagnosis(
         outcome=Outcome.OOM if ran_out else Outcome.FAILED,
         error=_shortened(error, ERROR_CHARS),
-        traceback=_limited("\n".join(found.lines)) if found is not None else None,
+        traceback=limited("\n".join(found.lines)) if found is not None else None,
         fatal=blamed is not None and blamed.is_fatal,
     )
 
@@ -173,7 +173,12 @@ class _Found:
 
     @property
     def is_fatal(self) -> bool:
-        return FATAL.match(self.final) is not None or FATAL_NOTE in self.lines[-MESSAGE_LINES:]
+        return is_fatal(self.final, self.lines)
+
+
+def is_fatal(error: str, lines: Sequence[str]) -> bool:
+    """Tell whether a failure is `gpuledger.Fatal`, by its last line and those of its traceback."""
+    return FATAL.match(error) is not None or FATAL_NOTE in lines[-MESSAGE_LINES:]
 
 
 # --- words for people ------------------------------------------------------------------------
@@ -212,7 +217,7 @@ def _shortened(line: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def _limited(text: str) -> str:
+def limited(text: str) -> str:
     """Return the text with so much of its middle left out that it is short enough."""
     data = text.encode()
     if len(data) <= TRACEBACK_BYTES:

@@ -28,7 +28,8 @@ class LiveWorker:
         task: What it runs, or None.
         silent_s: Seconds since its last sign of life; None when it never gave one.
         note: What it says of itself ("suspect, cools down 60 s"), or None.
-        stands_back: It claims nothing for now: no failed task is kept for it.
+        stands_back: It claims nothing for now.
+        is_suspect: That is because it is suspect, so that it claims again in a while.
     """
 
     name: str
@@ -38,6 +39,7 @@ class LiveWorker:
     silent_s: float | None = None
     note: str | None = None
     stands_back: bool = False
+    is_suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +210,7 @@ def _able(waiting: Waiting) -> list[LiveWorker]:
             others=[
                 _candidate(other)
                 for other in alive
-                if other is not worker and not other.stands_back
+                if other is not worker and (other.is_suspect or not other.stands_back)
             ],
             avoid_s=waiting.avoid_s,
         )
@@ -216,7 +218,9 @@ def _able(waiting: Waiting) -> list[LiveWorker]:
 
 
 def _candidate(worker: LiveWorker) -> Candidate:
-    return Candidate(name=worker.name, gpu_memory_mib=worker.gpu_memory_mib)
+    return Candidate(
+        name=worker.name, gpu_memory_mib=worker.gpu_memory_mib, is_suspect=worker.is_suspect
+    )
 
 
 def _named(workers: Sequence[LiveWorker]) -> str:

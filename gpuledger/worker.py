@@ -14,6 +14,7 @@ from gpuledger.backups import Keeper
 from gpuledger.clock import Clock
 from gpuledger.company import Company
 from gpuledger.display.lines import claimed_line, ended_line
+from gpuledger.display.text import one_line
 from gpuledger.errors import LeaseLost, LedgerError
 from gpuledger.gpu_gate import GpuGate
 from gpuledger.heartbeat import beat_path, written_at
@@ -39,6 +40,7 @@ from gpuledger.readiness import Readiness
 from gpuledger.recorder import Recorder, Rules
 from gpuledger.signals import Signals
 from gpuledger.suspicion import SUSPECT
+from gpuledger.traceback_reader import ERROR_CHARS, limited
 
 IDLE_POLL_S = 1.0
 IDLE_POLL_PER_WORKER_S = 0.05  # many idle workers look less often
@@ -53,8 +55,6 @@ ASK_IN_VAIN_PER_WORKER_S = 3.0
 SOON_S = 0.1
 COOL_DOWN_S = 60.0
 LONGEST_COOL_DOWN_S = 3600.0
-LONGEST_LINE = 400
-LONGEST_TRACEBACK = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -619,9 +619,9 @@ def _our_fault(error: Exception) -> Ending:
     return Ending(
         outcome=Outcome.LOST,
         error=f"a fault of gpuledger itself: {_in_one_line(error)}",
-        traceback="".join(format_exception(error))[-LONGEST_TRACEBACK:],
+        traceback=limited("".join(format_exception(error))),
     )
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join("".join(format_exception_only(error)).split())[:LONGEST_LINE]
+    return one_line("".join(format_exception_only(error)), limit=ERROR_CHARS)

@@ -157,7 +157,7 @@ def test_a_result_is_restored_with_the_parameters_that_it_is_of(ledger: Ledger) 
 def test_results_of_corrections_in_a_chain_are_restored(ledger: Ledger) -> None:
     """One task has got the parameters that another one has in the backup."""
     worker = NotingWorker(ledger, "a")
-    one, two = worker.claim(), None
+    one = worker.claim()
     worker.end(one, failure(fatal=True))
     two = worker.claim()
     worker.end(two, failure(fatal=True))

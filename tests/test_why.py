@@ -202,3 +202,17 @@ def test_a_silent_worker_is_told_from_its_file(tmp_path: Path) -> None:
     os.utime(path, (long_ago_s, long_ago_s))
     shown = lab.run("show", "exp1_0_42").stdout
     assert "No worker is alive: host:gpu0 gave no sign of life for 10 min" in shown
+
+
+def test_a_suspect_worker_is_waited_for_by_what_ran_out_of_memory_only() -> None:
+    large = LiveWorker(
+        name="c:gpu0", gpu_memory_mib=24576, note="suspect", stands_back=True, is_suspect=True
+    )
+    small = replace(A, gpu_memory_mib=4096)
+    workers = (small, large)
+    ready = "a:gpu0 runs nothing now and may take it"
+    ran_out = (oom("a:gpu0", 4096),)
+    assert ready in told(workers=workers, past=(failed("a:gpu0"),))
+    assert ready not in told(workers=workers, past=ran_out)
+    gone = replace(large, is_suspect=False)
+    assert ready in told(workers=(small, gone), past=ran_out)
