@@ -35,7 +35,7 @@ FULL = " (the disk of its log is full)"
 SHELL_SIGNAL_BASE = 128
 """A shell says so many plus the signal's number for a command that a signal ended."""
 
-TOGETHER_S = 0.5
+TOGETHER_S = 1.0
 """Signals sent to a task and its worker at once arrive within this."""
 
 
@@ -276,10 +276,24 @@ def _died_with_us(ended: Exit | None, around: Surroundings) -> Verdict | None:
         return None
     asked = {signal.SIGTERM, signal.SIGINT}
     if ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked:
-        around.signals.wait(TOGETHER_S)
-    if around.signals.terminates or around.signals.interrupts >= 2:
+        _wait_to_be_told(around)
+    if _is_told_to_leave(around):
         return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
     return None
+
+
+def _wait_to_be_told(around: Surroundings) -> None:
+    """Give this process's own signal the time to come; others (SIGCHLD) end no wait of this."""
+    until_s = around.clock.boottime() + TOGETHER_S
+    while not _is_told_to_leave(around):
+        left_s = until_s - around.clock.boottime()
+        if left_s <= 0:
+            return
+        around.signals.wait(left_s)
+
+
+def _is_told_to_leave(around: Surroundings) -> bool:
+    return bool(around.signals.terminates or around.signals.interrupts >= 2)
 
 
 def _hurry(around: Surroundings) -> Hurry:

@@ -351,6 +351,23 @@ def test_a_worker_told_to_leave_hands_its_task_back_uncounted(
     assert not is_running(records(tmp_path / "record.jsonl")[0]["pid"])
 
 
+def test_a_task_that_a_cluster_ended_a_moment_before_its_worker_is_not_charged(
+    tmp_path: Path,
+) -> None:
+    """Slurm's linuxproc sends its TERM to both, and the task's death may be the first news."""
+    start_sweep(tmp_path, SLEEPER, 'command = "python -I -S train.py"\n')
+    with worker("--cpu", cwd=tmp_path) as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        pid = records(tmp_path / "record.jsonl")[0]["pid"]
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), because="the worker knows of it")
+        only.send(signal.SIGTERM)
+        assert only.wait(timeout_s=25) == 130
+    task = tasks(tmp_path)["exp_0_0"]
+    assert outcomes(task) == [("alpha", "interrupted")]
+    assert task["failures"] == 0
+
+
 def test_first_ctrl_c_finishes_the_task_and_leaves(tmp_path: Path) -> None:
     start_sweep(
         tmp_path,

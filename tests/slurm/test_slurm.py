@@ -115,7 +115,11 @@ def test_sixty_tasks_are_completed_once_whatever_slurm_does(tmp_path: Path, proc
             outcomes = [a["outcome"] for task in lab.tasks(tmp_path) for a in task["attempts"]]
             return outcomes.count("interrupted")
 
+        def began() -> int:
+            return sum(line["what"] == "began" for line in records(tmp_path / "record.jsonl"))
+
         wait_until(lambda: len(running()) == 8, because="all of them work", timeout_s=90)
+        wait_until(lambda: began() == 8, because="all of them run a task", timeout_s=60)
         shown = lab.gpuledger("status", "--once", cwd=tmp_path)
         assert f"slurm {job}_" in shown
         one, two, *_ = running()
