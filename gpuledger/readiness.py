@@ -1,4 +1,4 @@
-"""Tells whether a worker's GPUs may take its next task, and tells everybody why they may not."""
+"""Tells whether a worker may take its next task, by its disk and GPUs, and says so if not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gpuledger.gpu_gate import GpuGate, Standing
 from gpuledger.ledger import Ledger
 from gpuledger.model import WorkerIdentity
 from gpuledger.pulse import Pulse
+from gpuledger.room import Room
 
 QUIET_S = 2.0
 """The memory of the last task needs a moment to come back: that is not worth a word."""
@@ -20,17 +21,24 @@ STAND_BACK_S = 10.0
 
 
 class Readiness:
-    """Asks the gate before each task; a worker for the CPU has none, and is always ready.
+    """Asks before each task: the disk of the logs, and the gate (a worker for the CPU has none).
 
     Attributes:
-        told: What is said of the GPUs now, here and in `status`; None: nothing.
+        told: What is said of it now, here and in `status`; None: nothing.
     """
 
     def __init__(
-        self, gate: GpuGate | None, ledger: Ledger, *, clock: Clock, say: Callable[[str], None]
+        self,
+        gate: GpuGate | None,
+        room: Room,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        say: Callable[[str], None],
     ) -> None:
         self.told: str | None = None
         self._gate = gate
+        self._room = room
         self._ledger = ledger
         self._clock = clock
         self._say = say
@@ -47,13 +55,17 @@ class Readiness:
 
     def is_open(self, sharers: Collection[str]) -> bool:
         """Tell whether the next task may start, without a word to anybody."""
+        if self._room.closed() is not None:
+            return False
         return self._gate is None or self._gate.standing(sharers).closed is None
 
     def may_start(self, sharers: Collection[str]) -> bool:
         """Tell whether the next task may start; if not, say why, here and in `status`."""
-        if self._gate is None:
-            return True
-        standing = self._gate.standing(sharers)
+        full = self._room.closed()
+        if full is not None:  # for the others as well: nobody need know that this one stands back
+            self._show(Standing(closed=full))
+            return False
+        standing = Standing() if self._gate is None else self._gate.standing(sharers)
         now_s = self._clock.boottime()
         if standing.closed is None:
             self._not_ready_s = None
@@ -78,7 +90,7 @@ class Readiness:
         if note is not None and _without_numbers(note) != _without_numbers(self.told or ""):
             self._say(f"{note}; {'claiming nothing' if standing.closed else 'going on'}")
         elif note is None:
-            self._say("the GPU can take the next task")
+            self._say("ready for the next task")
         self.told = note
 
     def _stand_back(self, why: str | None) -> None:

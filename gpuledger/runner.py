@@ -7,7 +7,6 @@ signal comes, and once a second to look at the clock, the log and the lease.
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,7 +29,7 @@ TICK_S = 1.0
 LEAVING_GRACE_S = 15.0
 """Longest grace of a task whose worker was told to leave: it is out within 25 s of a SIGTERM."""
 
-FULL = " (the disk of its log is full)"
+NO_ROOM = "the disk of its log is full"
 
 SHELL_SIGNAL_BASE = 128
 """A shell says so many plus the signal's number for a command that a signal ended."""
@@ -70,6 +69,7 @@ class Surroundings:
         gpu_lost: Which GPU of the task has been gone for a while, or None.
         leaving_grace_s: Longest grace of a task whose worker got SIGTERM.
         time_is_up: Why the task must be handed back because this worker's time ends, or None.
+        disk_is_full: Whether nothing can be written beside the task's log; asked after a failure.
         tick_s: How long to wait until the next look at all this.
     """
 
@@ -85,6 +85,7 @@ class Surroundings:
     gpu_lost: Callable[[], str | None] = lambda: None
     leaving_grace_s: float = LEAVING_GRACE_S
     time_is_up: Callable[[], str | None] = lambda: None
+    disk_is_full: Callable[[], bool] = lambda: False
     tick_s: Callable[[], float] = lambda: TICK_S
 
 
@@ -185,6 +186,8 @@ def run(claim: Claim, files: Files, around: Surroundings) -> Ending:
             verdict = _wait(claim, task, files, around)
         ended = task.poll()
         ending = _ending(claim, files, verdict, ended, ooms_before=ooms)
+        if verdict is None and ending.outcome is not Outcome.COMPLETED and around.disk_is_full():
+            ending = _without_room(ending)
     report = read_last(files.report)
     return replace(
         ending,
@@ -398,19 +401,18 @@ def _ending(
         outcome=found.outcome,
         exit_code=exit_code,
         signal=number,
-        error=f"{found.error}{FULL}" if _is_full(files.log.parent) else found.error,
+        error=found.error,
         traceback=found.traceback,
         fatal=found.fatal or exit_code in claim.settings.no_retry_codes,
     )
 
 
-def _is_full(folder: Path) -> bool:
-    """Tell whether a folder's file system has no room for what a user writes."""
-    try:
-        found = os.statvfs(folder)
-    except OSError:
-        return False
-    return found.f_blocks > 0 and not found.f_bavail
+def _without_room(ending: Ending) -> Ending:
+    """Where nothing can be written all tasks fail: it is handed back, unless it knew better."""
+    if ending.fatal:
+        return ending
+    error = f"{NO_ROOM}: {ending.error}" if ending.error else NO_ROOM
+    return replace(ending, outcome=Outcome.INTERRUPTED, error=error)
 
 
 def _size(path: Path) -> int:

@@ -38,6 +38,7 @@ from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
 from gpuledger.readiness import Readiness
 from gpuledger.recorder import Recorder, Rules
+from gpuledger.room import Room
 from gpuledger.signals import Signals
 from gpuledger.suspicion import SUSPECT
 from gpuledger.traceback_reader import ERROR_CHARS, limited
@@ -138,7 +139,8 @@ class Worker:
         self._gpus = tools.gpus
         self._patience = Patience(ledger, signals=tools.signals, say=say)
         self._company = Company(ledger, clock=clock, say=say, admit=tools.admit)
-        self._readiness = Readiness(tools.gpus, ledger, clock=clock, say=say)
+        self._room_on_disk = Room(ledger.folder / "runs", clock=clock)
+        self._readiness = Readiness(tools.gpus, self._room_on_disk, ledger, clock=clock, say=say)
         self._recorder = Recorder(
             ledger,
             self._patience,
@@ -421,6 +423,7 @@ class Worker:
             lease=lambda: self._lease(claim, files),
             gpu_lost=self._gpus.lost_for_long if self._gpus is not None else lambda: None,
             time_is_up=self._time_is_up(claim),
+            disk_is_full=self._room_on_disk.is_full,
             leaving_grace_s=(
                 runner.LEAVING_GRACE_S
                 if self._tools.allocation is None

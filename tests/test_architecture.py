@@ -83,6 +83,7 @@ RANK = {
     "slurm_jobs": 8,
     "allocation": 2,
     "rhythm": 2,
+    "room": 2,
     "checkup": 8,
     "peer": 8,
     "lookout": 7,

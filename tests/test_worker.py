@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpuledger import reports, runner
+from gpuledger import reports, room, runner
 from gpuledger import worker as worker_module
 from gpuledger.clock import SystemClock
 from gpuledger.errors import NotAllowed
@@ -201,20 +200,45 @@ def test_what_a_worker_had_done_before_it_crashed_is_kept_for_the_next(
     assert second.state is TaskState.COMPLETED
 
 
-@pytest.mark.parametrize(("blocks", "free", "said"), [(9, 0, True), (9, 1, False), (0, 0, False)])
-def test_a_failure_on_a_full_disk_says_so(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, blocks: int, free: int, said: bool
+def test_a_failure_on_a_full_disk_is_no_failure_and_no_task_starts_until_there_is_room(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger.add_sweep(spec(points=1, command=("false",), max_attempts=1))
-    full = SimpleNamespace(f_blocks=blocks, f_bavail=free)
-    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    ledger.add_sweep(spec(points=2, command=("false",), max_attempts=1))
+    begun: list[int] = []
+    said: list[str] = []
 
+    def has_room(folder: Path) -> bool:
+        begun.append(sum(len(task.attempts) for task in ledger.tasks()))
+        return any("claiming nothing" in line for line in said)  # it is mended once it is said
+
+    monkeypatch.setattr(room, "has_room", has_room)
+    monkeypatch.setattr(room, "LOOK_AGAIN_S", 0.0)
+    with told_to_leave_in_time() as signals:
+        given = replace(tools(ledger, signals), say=said.append)
+        Worker(ledger, WorkerOptions(), given).run()
+
+    first, second = ledger.tasks()
+    outcomes = [attempt.outcome for task in (first, second) for attempt in task.attempts]
+    assert outcomes == [Outcome.INTERRUPTED, Outcome.FAILED, Outcome.FAILED]
+    assert first.attempts[0].error == "the disk of its log is full: exit code 1, no output"
+    assert (first.state, first.failures) == (TaskState.FAILED, 1)
+    full = f"the disk of {ledger.folder / 'runs'} is full; claiming nothing"
+    assert [line for line in said if "full;" in line or "ready" in line] == [
+        full,
+        "ready for the next task",
+    ]
+    assert begun[:-2] == [1] * len(begun[:-2]), "nothing began while it was full"
+
+
+def test_a_task_that_knows_better_fails_on_a_full_disk_as_well(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1, command=("sh", "-c", "exit 3"), no_retry_codes=(3,)))
+    monkeypatch.setattr(room, "has_room", lambda folder: False)
     with told_to_leave_in_time() as signals:
         Worker(ledger, WorkerOptions(), tools(ledger, signals)).run()
-
     (task,) = ledger.tasks()
-    assert task.state is TaskState.FAILED
-    assert str(task.last_error).endswith("(the disk of its log is full)") is said
+    assert (task.state, task.last_error) == (TaskState.FAILED, "exit code 3, no output")
 
 
 def test_a_ledger_that_may_not_be_written_is_no_place_to_begin(
