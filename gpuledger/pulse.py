@@ -79,7 +79,13 @@ class Pulse:
             clock=clock,
             on_renewed=self._renewed,
         )
-        self._pacemaker.start()
+        try:
+            self._pacemaker.start()
+        except RuntimeError as error:  # "can't start new thread"
+            self._guard.close()
+            raise CannotStart(
+                f"no room for a worker: {error}", exit_code=126, machine_at_fault=True
+            ) from error
 
     def show(self, claim: Claim | None, report: Path | None = None) -> None:
         """Tell the others what this worker runs now; None means nothing.

@@ -193,7 +193,12 @@ class Worker:
         if me is None:
             return False
         self.me = me
-        self._pulse = self._tools.pulse(me)
+        try:
+            self._pulse = self._tools.pulse(me)
+        except CannotStart:
+            with suppress(LedgerError):  # then the others find that this process is gone
+                self.ledger.leave(me.nonce)
+            raise
         self._company.known_as(me)
         self._readiness.known_as(me, self._pulse)
         self._recorder.known_as(me)

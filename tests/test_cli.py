@@ -18,6 +18,8 @@ from gpuledger.cli import app as app_module
 from gpuledger.cli.app import COMMANDS
 from gpuledger.errors import LedgerBusy, LedgerError
 from gpuledger.ledger import Ledger
+from gpuledger.process import CannotStart
+from gpuledger.pulse import Pulse
 from tests.cli_support import make_lab, run, sweep
 from tests.helpers import wait_until
 
@@ -137,6 +139,19 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Ledger, "open", bug)
     with pytest.raises(AssertionError, match="a bug"):
         run("pause", env={"GPULEDGER_DIR": str(tmp_path)})
+
+
+def test_a_machine_without_room_for_a_worker_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_lab(tmp_path / ".gpuledger")
+
+    def no_room(*given: object, **more: object) -> None:
+        raise CannotStart("too many open files", exit_code=126, machine_at_fault=True)
+
+    monkeypatch.setattr(Pulse, "__init__", no_room)
+    told = run("work", "--cpu", exit_code=69, env={"GPULEDGER_DIR": str(tmp_path)}).stderr
+    assert told.startswith("error: too many open files\n hint: look at this machine's limits")
 
 
 def test_every_error_class_has_an_exit_code_of_the_contract() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,3 +246,21 @@ def test_a_beat_shows_the_gpus_as_they_are_now(ledger: Ledger, guards: list[Noti
         wait_until(lambda: used() == 1000, because="as first sampled")
         free[0] = 2000
         wait_until(lambda: used() == 2000, because="as sampled since")
+
+
+def test_where_no_thread_can_be_started_no_guard_is_left(
+    ledger: Ledger,
+    me: WorkerIdentity,
+    guards: list[NotingGuard],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with (
+        pytest.raises(CannotStart, match="no room for a worker: can't start new thread"),
+        beating(ledger.folder, me),
+    ):
+        pass
+    assert guards[0].told == ["close"]

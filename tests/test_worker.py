@@ -176,6 +176,16 @@ def test_a_worker_that_crashes_says_so_when_it_leaves(
     assert ledger.live_workers() == ()
 
 
+def test_a_worker_that_a_machine_has_no_room_for_leaves_nothing_behind(ledger: Ledger) -> None:
+    def no_room(me: Any) -> Pulse:
+        raise CannotStart("too many open files", exit_code=126, machine_at_fault=True)
+
+    ledger.add_sweep(spec(points=1))
+    with told_to_leave_in_time() as signals, pytest.raises(CannotStart):
+        Worker(ledger, WorkerOptions(), replace(tools(ledger, signals), pulse=no_room)).run()
+    assert ledger.live_workers() == ()
+
+
 def test_what_a_worker_had_done_before_it_crashed_is_kept_for_the_next(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

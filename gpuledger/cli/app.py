@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, str] = {
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 NOT_WRITTEN = 2  # as for a file of `-o`
+CANNOT_START = 69  # a needed thing is missing: a process, a thread, a descriptor
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PIPE_CLOSED = 141  # 128 + SIGPIPE: what `head` does to every other program
 
@@ -107,11 +108,24 @@ class CommandGroup(TyperGroup):
             sys.exit(NOT_WRITTEN)
         except (KeyboardInterrupt, typer.Abort):  # which of them depends on typer's version
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            _report_no_start(error)
+            sys.exit(CANNOT_START)
 
 
 def _drop_output() -> None:
     """Let nothing more reach stdout: Python flushes once more when it ends, and must not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_no_start(error: Exception) -> None:
+    """Say what of its own gpuledger could not start; whatever else went wrong is raised again."""
+    from gpuledger.process import CannotStart  # only now: most commands start nothing
+
+    if not isinstance(error, CannotStart):
+        raise error
+    hint = "look at this machine's limits ('ulimit -a') and at what else runs on it"
+    echo_error(error.problem, hint=hint)
 
 
 def _make_plain(command: Any) -> None:
