@@ -232,6 +232,7 @@ def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> Task
     errors = [attempt.error for attempt in attempts if attempt.error is not None]
     won = [attempt for attempt in attempts if attempt.outcome is Outcome.COMPLETED]
     state = TaskState(row["state"])
+    settings = settings_from_json(row["settings"])
     return TaskRecord(
         task=name,
         sweep=row["sweep"],
@@ -241,10 +242,11 @@ def _task_record(db: sqlite3.Connection, row: sqlite3.Row, folder: Path) -> Task
         priority=row["priority"],
         failures=row["failures"],
         losses=row["losses"],
-        max_attempts=settings_from_json(row["settings"]).max_attempts,
+        max_attempts=settings.max_attempts,
         last_error=errors[-1] if errors else None,
         result=won[-1].metrics if won and state is TaskState.COMPLETED else None,
         folder=str(runs),
+        timeout_s=settings.timeout_s,
         attempts=attempts,
     )
 

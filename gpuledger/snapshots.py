@@ -22,8 +22,10 @@ TRACEBACKS_SHOWN = 20
 RECENT_FAILURES = 2000
 """Failures that were made good since are passed over; so many are looked at."""
 
-MINUTE_S = 60.0
 HOUR_S = 3600.0
+
+TELLING_S = 10.0
+"""Over less than this a rate says little, and clocks of hosts differ by seconds."""
 
 RATED = 10_000
 """The rate is that of so many tasks at most, so that it costs the same in any ledger."""
@@ -76,7 +78,10 @@ COMPLETED_OF = {
 
 
 def _per_hour(db: sqlite3.Connection, only: int | None, *, now: float) -> float:
-    """Return the rate of completed tasks over the last hour, or since the first of it began."""
+    """Return the rate of completed tasks over the last hour, or since the first of it began.
+
+    It is 0 as long as that was only just now.
+    """
     completed = COMPLETED_OF[only is not None]
     values = {"only": only, "since": now - HOUR_S, "most": RATED}
     count, first_at = db.execute(
@@ -93,8 +98,8 @@ def _per_hour(db: sqlite3.Connection, only: int | None, *, now: float) -> float:
             " ORDER BY ended_at LIMIT 1",
             {**values, "first": first_at},
         ).fetchone()["started_at"]
-    hours = min(max(now - began_at, MINUTE_S), HOUR_S) / HOUR_S
-    return float(count / hours)
+    seconds = min(max(now - began_at, 1.0), HOUR_S)
+    return float(count * HOUR_S / seconds) if seconds >= TELLING_S or count == RATED else 0.0
 
 
 def _misfit(

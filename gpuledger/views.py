@@ -144,7 +144,7 @@ class Snapshot:
         failures: The latest first, at most 200, one a task.
         more_failures: There are older ones that are left out.
         eta_s: Seconds until nothing is left, or None when unknown.
-        per_hour: Tasks completed an hour, over the last one or since it began.
+        per_hour: Tasks completed an hour, over the last one or since it began; 0: not known yet.
         unreachable: Why the ledger could not be read this time (the rest is the last good
             answer), or None.
     """
@@ -197,6 +197,7 @@ class TaskRecord:
         last_error: Of its latest attempt that ended badly, or None.
         result: The metrics of the attempt that completed it, or None.
         folder: Absolute path of its folder (logs, and `files` for the script).
+        timeout_s: How long an attempt may take, or None.
     """
 
     task: str
@@ -211,6 +212,7 @@ class TaskRecord:
     last_error: str | None
     result: Mapping[str, Any] | None
     folder: str
+    timeout_s: float | None = None
     attempts: tuple[AttemptRecord, ...] = ()
 
 

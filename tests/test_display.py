@@ -519,6 +519,10 @@ def test_pending_tasks_without_a_worker_say_how_to_start_one() -> None:
     alone = replace(busy(), workers=())
     assert "no worker is running: gpuledger work --gpu 0 (or --cpu)" in status(alone, width=80)
     assert "gpuledger work" not in "\n".join(status(busy(), width=80))
+    begins = drawn(status_view(alone, width=80, starting=2), width=80)
+    assert "2 workers starting" in begins
+    assert "no worker is running" not in begins
+    assert "starting" not in drawn(status_view(busy(), width=80, starting=2), width=80)
 
 
 def test_an_empty_ledger_says_what_to_do_first() -> None:
@@ -604,7 +608,8 @@ def test_columns_that_nobody_needs_are_not_there() -> None:
 
 
 def test_show_has_every_parameter_unrounded_and_the_whole_traceback() -> None:
-    output = drawn(task_detail(records()[0]), width=200)
+    output = drawn(task_detail(replace(records()[0], timeout_s=5400.0)), width=200)
+    assert re.search(r"timeout +1h 30m", output)
     assert "0.00012345678901" in output
     for line in TRACEBACK.splitlines():
         assert line in output

@@ -736,6 +736,18 @@ def test_the_rate_is_that_of_the_last_hour_or_of_the_time_since_the_first_began(
     assert ledger.snapshot().per_hour == pytest.approx(2.0)  # of the last hour; one is older
 
 
+def test_two_tasks_in_a_second_tell_no_rate_yet(ledger: Ledger, clock: ManualClock) -> None:
+    ledger.add_sweep(spec(points=3))
+    worker = ledger.register(identity())
+    for _ in range(2):
+        token = claim(ledger, worker).token
+        clock.advance(0.5)
+        ledger.complete(token, duration_s=0.5)
+    assert ledger.snapshot().per_hour == 0
+    clock.advance(11.0)
+    assert ledger.snapshot().per_hour == pytest.approx(2 / (12 / 3600))
+
+
 def test_the_rate_of_many_tasks_is_that_of_the_latest(
     ledger: Ledger, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

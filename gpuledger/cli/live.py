@@ -70,10 +70,11 @@ def _draw(reader: Reader, signals: Signals) -> bool:
     return True
 
 
-def frame(reader: Reader, console: Console, *, spare: int = 0) -> RenderableType:
+def frame(reader: Reader, console: Console, *, spare: int = 0, starting: int = 0) -> RenderableType:
     """Return the newest status, fitted to the console but for `spare` lines."""
     height = max(console.height - spare, 1)
-    return status_view(reader.latest(), width=console.width, height=height)
+    latest = reader.latest()
+    return status_view(latest, width=console.width, height=height, starting=starting)
 
 
 def pause_after(reading_s: float) -> float:

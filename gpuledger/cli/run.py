@@ -137,7 +137,7 @@ def _watch(ledger: Ledger, workers: list[WorkerProcess], signals: Signals, sweep
         ):
 
             def draw() -> None:
-                view.update(frame(reader, console), refresh=True)
+                view.update(frame(reader, console, starting=len(workers)), refresh=True)
 
             def suspend(now: bool) -> None:
                 if now:

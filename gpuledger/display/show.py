@@ -63,6 +63,8 @@ def _facts(record: TaskRecord, why: Sequence[str], width: int) -> list[Text]:
     facts: dict[str, Any] = {"sweep": record.sweep, "seed": record.seed, "folder": record.folder}
     if record.priority:
         facts["priority"] = record.priority
+    if record.timeout_s is not None:
+        facts["timeout"] = duration(record.timeout_s)
     groups = [facts, record.params, record.result or {}]
     names = ["", "parameters", "result"]
     for heading, group in zip(names, groups, strict=True):

@@ -23,22 +23,28 @@ LEAST_LINES = 5
 """With less for each section, none is spent on blank ones."""
 
 
-def status_view(snapshot: Snapshot, *, width: int, height: int | None = None) -> RenderableType:
+def status_view(
+    snapshot: Snapshot, *, width: int, height: int | None = None, starting: int = 0
+) -> RenderableType:
     """Return the status as something rich can print.
 
     Args:
         snapshot: What to draw; nothing else is looked at.
         width: No line is longer, in cells.
         height: No more lines than this; None means all workers and sweeps.
+        starting: Workers that were started and may not be in the ledger yet.
     """
     return Drawing(
-        draw=lambda cells: status_lines(snapshot, width=cells, height=height), width=width
+        draw=lambda cells: status_lines(snapshot, width=cells, height=height, starting=starting),
+        width=width,
     )
 
 
-def status_lines(snapshot: Snapshot, *, width: int, height: int | None) -> list[Text]:
+def status_lines(
+    snapshot: Snapshot, *, width: int, height: int | None, starting: int = 0
+) -> list[Text]:
     """Return the lines of `status_view`."""
-    head = _head(snapshot, width)
+    head = _head(snapshot, width, starting)
     pending = claimable(snapshot)
     sections: list[Section] = [
         lambda limit: sweep_lines(snapshot.sweeps, width=width, limit=limit),
@@ -84,7 +90,7 @@ def _joined(blocks: list[list[Text]], *, blank: bool) -> list[Text]:
     return lines
 
 
-def _head(snapshot: Snapshot, width: int) -> list[Text]:
+def _head(snapshot: Snapshot, width: int, starting: int) -> list[Text]:
     """Return what concerns everything: how far it is, and what to do next."""
     lines = []
     if snapshot.unreachable is not None:
@@ -93,7 +99,9 @@ def _head(snapshot: Snapshot, width: int) -> list[Text]:
         empty = cut(f"no tasks yet in {one_line(snapshot.ledger)}", width, keep_end=width // 2)
         return [*lines, Text(empty), *_advice("start with:", "gpuledger init sweep.toml", width)]
     lines += flow(count_texts(snapshot), width)
-    if claimable(snapshot) and not snapshot.workers:
+    if claimable(snapshot) and not snapshot.workers and starting:
+        lines.append(Text(cut(f"{several(starting, 'worker')} starting", width)))
+    elif claimable(snapshot) and not snapshot.workers:
         lines += _advice("no worker is running:", "gpuledger work --gpu 0 (or --cpu)", width)
     elif snapshot.counts.total and not snapshot.counts.remaining and not snapshot.counts.failed:
         lines += _advice("what came out:", "gpuledger results", width)
