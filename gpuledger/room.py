@@ -36,7 +36,7 @@ class Room:
         """Return why no task should start, or None; costs nothing while nothing was full."""
         if self._is_full and self._clock.boottime() - self._looked_s >= LOOK_AGAIN_S:
             self.is_full()
-        return f"the disk of {self._folder} is full" if self._is_full else None
+        return f"the disk is full ({self._folder})" if self._is_full else None
 
 
 def has_room(folder: Path) -> bool:

@@ -74,9 +74,7 @@ def test_tasks_wait_for_a_full_disk_and_are_not_charged(tmp_path: Path, disk: Pa
     with worker("--cpu", cwd=tmp_path) as only:
         only.wait_for("claiming nothing")
         wait_until(
-            lambda: (
-                "is full" in " ".join(gpuledger("status", "--once", cwd=tmp_path).stdout.split())
-            ),
+            lambda: "the disk is full" in gpuledger("status", "--once", cwd=tmp_path).stdout,
             because="the status says it as well",
         )
         (disk / "ballast").unlink()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from gpuledger import snapshots
 from gpuledger.errors import LedgerBusy
 from gpuledger.ledger import Ledger
 from gpuledger.model import TaskState
@@ -82,7 +83,8 @@ def test_every_key_is_explained(lab: Lab) -> None:
     on_screen(lab.ledger, look)
 
 
-def test_the_list_of_tasks_looks_like_this(tmp_path: Path) -> None:
+def test_the_list_of_tasks_looks_like_this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "TELLING_S", 3600.0)  # however slow this machine is: no rate
     points: list[dict[str, Any]] = [
         {"lr": 0.1, "model": HOSTILE},
         {"lr": 0.01, WIDE: WIDE},

@@ -232,8 +232,8 @@ def test_a_failure_on_a_full_disk_is_no_failure_and_no_task_starts_until_there_i
     assert outcomes == [Outcome.INTERRUPTED, Outcome.FAILED, Outcome.FAILED]
     assert first.attempts[0].error == "the disk of its log is full: exit code 1, no output"
     assert (first.state, first.failures) == (TaskState.FAILED, 1)
-    full = f"the disk of {ledger.folder / 'runs'} is full; claiming nothing"
-    assert [line for line in said if "full;" in line or "ready" in line] == [
+    full = f"the disk is full ({ledger.folder / 'runs'}); claiming nothing"
+    assert [line for line in said if "full (" in line or "ready" in line] == [
         full,
         "ready for the next task",
     ]
