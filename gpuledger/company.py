@@ -23,6 +23,9 @@ ten locks a second in all, where workers come and go all the time."""
 SPREAD = 0.9
 """Who began to look at the same time does not go on looking at the same time."""
 
+LEFT_WAIT_S = 1.0
+"""What the dead left behind may hang in the kernel: a task that runs here is not left alone."""
+
 
 class Company:
     """What one worker knows of the others, and does about those that died.
@@ -122,7 +125,8 @@ class Company:
         if not dead:
             return False
         for nonce in here:
-            kill_marked(nonce)  # whatever a dead worker's task left running on this machine
+            # Whatever a dead worker's task left running on this machine; its guard goes on with it.
+            kill_marked(nonce, wait_s=LEFT_WAIT_S)
         try:
             lost = self._ledger.reap(dead)
         except LedgerError:

@@ -121,7 +121,8 @@ def _ended_before(
     if attempt["outcome"] == ending.outcome:
         return before  # the same call again, after an answer that got lost
     untouched = (
-        is_free(task, token)
+        # It may have been the last loss that the task was allowed.
+        (is_free(task, token) or task["state"] == TaskState.FAILED)
         and not _has_later_attempt(db, task, token)
         and token.number > task["forgiven_until"]  # else it was retried, perhaps with other values
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from gpuledger.model import Claim, Ended, Ending
 from gpuledger.process import run_hook
@@ -10,8 +11,18 @@ from gpuledger.process import run_hook
 HOOK_TIMEOUT_S = 60.0
 
 
-def call_hook(command: str, claim: Claim, worker: str, ending: Ending, ended: Ended) -> str | None:
+def call_hook(
+    command: str,
+    claim: Claim,
+    worker: str,
+    ending: Ending,
+    ended: Ended,
+    *,
+    hurry: Callable[[], bool],
+) -> str | None:
     """Run the command; return what went wrong with it, or None.
+
+    Once `hurry` answers True it has a few seconds left.
 
     Its standard input is one JSON object: task, sweep, attempt, worker, outcome, exit_code,
     signal, error, traceback, state (after the failure), failures, max_attempts, params, seed.
@@ -32,4 +43,5 @@ def call_hook(command: str, claim: Claim, worker: str, ending: Ending, ended: En
         "params": dict(claim.params),
         "seed": claim.seed,
     }
-    return run_hook(command, json.dumps(failure), timeout_s=HOOK_TIMEOUT_S)
+    message = json.dumps(failure) + "\n"
+    return run_hook(command, message, timeout_s=HOOK_TIMEOUT_S, hurry=hurry)

@@ -114,6 +114,7 @@ class Launcher:
         self._unfit: set[Kind] = set()
         self._told: set[str] = set()
         self._deaths = 0
+        self._stales = 0
 
     def start(self, order: Order) -> RunningTask | None:
         """Start a task; None while its modules are being imported: wait on `fileno`, ask again.
@@ -219,8 +220,10 @@ class Launcher:
                 task = self._told_to_go(int(heard[1][len(HERE) :]), ours, plan, order)
                 if task is not None:
                     warm.forks += 1
-                    self._deaths = 0
+                    self._deaths = self._stales = 0
                 return task or _cold(order)
+            if heard is not None and heard == (ours, b""):
+                heard = _hear([warm.line], 0.0) or heard  # its last words, if any
         if heard is None:
             self._learn(b"", plan, why=f"it did not answer within {ANSWER_WAIT_S:g} s")
             return _cold(order)
@@ -267,10 +270,13 @@ class Launcher:
             pass
         else:
             self.close()
-            if not message.startswith(STALE):
+            if message.startswith(STALE):
+                self._stales += 1
+                why = f"{message[len(STALE) :].decode(errors='replace')} changes all the time"
+            else:
                 self._deaths += 1
-                if self._deaths >= PATIENCE:
-                    self._give_up(plan, why)
+            if max(self._deaths, self._stales) >= PATIENCE:
+                self._give_up(plan, why)
 
     def _may_try_again(self, order: Order, plan: Plan) -> bool:
         return plan.kind not in self._unfit and self._renew(order, plan)
@@ -278,7 +284,7 @@ class Launcher:
     def _give_up(self, plan: Plan, reason: str) -> None:
         self.close()
         self._unfit.add(plan.kind)
-        self._deaths = 0
+        self._deaths = self._stales = 0
         self._tell(
             f"preload {list(plan.kind.preload)} is of no use, tasks start normally: {reason}"
         )

@@ -25,13 +25,18 @@ from gpuledger import guard as guard_program
 from gpuledger.clock import SystemClock
 from gpuledger.guard import FROZEN, MARK, RENEWED, RESTS, TASK, kill_all, marked, read_process
 from gpuledger.modes import open_file
-from gpuledger.running_task import KILL_WAIT_S, Child, Exit, Forked, RunningTask
+from gpuledger.running_task import KILL_WAIT_S, Child, Exit, Forked, RunningTask, strangers
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 ALL_SIGNALS = frozenset(signal.valid_signals())
 CATCHABLE = ALL_SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
+FROM_THE_TERMINAL = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP}
+
+HOOK_LOOK_S = 0.5
+HOOK_HURRY_S = 3.0
+"""What a hook gets whose worker must leave."""
 
 HELPER_WAIT_S = 1.0
 """The same for processes that hold nothing of a task."""
@@ -128,7 +133,6 @@ def start(
     cwd: Path,
     env: Mapping[str, str],
     log: Path,
-    excluded: Collection[int] = (),
 ) -> RunningTask:
     """Start a task in a session of its own, with default signals and nothing inherited.
 
@@ -140,14 +144,13 @@ def start(
         cwd: Folder to start in.
         env: The whole environment; with a `GPULEDGER_MARK`, so that `kill_marked` finds it.
         log: File that output and errors are appended to.
-        excluded: Numbers of processes of the worker that are in a session of their own and do
-            not belong to the task.
 
     Raises:
         CannotStart: The command (or the folder) is wrong, or the machine has no room for it.
         OSError: The log cannot be written; nothing was started.
     """
     output = open_log(log)
+    others = strangers()
     try:
         popen = _popen(
             with_python(argv, env),
@@ -161,7 +164,7 @@ def start(
         )
     finally:
         os.close(output)
-    return RunningTask(Child(popen), excluded=excluded)
+    return RunningTask(Child(popen), strangers=others)
 
 
 def open_log(log: Path) -> int:
@@ -178,7 +181,7 @@ def adopt(pid: int) -> RunningTask:
     process = read_process(pid)
     if process is None or process.parent != os.getpid() or process.session != pid:
         raise ProcessLookupError(f"process {pid} is no task of this process")
-    return RunningTask(Child(Forked(pid)))
+    return RunningTask(Child(Forked(pid)), strangers=strangers(besides=pid))
 
 
 class Helper:
@@ -383,7 +386,12 @@ def _hear(pipes: Sequence[int], limit_bytes: int, deadline_s: float) -> list[byt
 
 
 def run_hook(
-    command: str, message: str, *, timeout_s: float, env: Mapping[str, str] | None = None
+    command: str,
+    message: str,
+    *,
+    timeout_s: float,
+    hurry: Callable[[], bool] = lambda: False,
+    env: Mapping[str, str] | None = None,
 ) -> str | None:
     """Run an operator's shell command to its end; return what went wrong, or None.
 
@@ -394,12 +402,16 @@ def run_hook(
         command: For `sh -c`.
         message: What it reads from its standard input.
         timeout_s: Seconds it may take.
+        hurry: Whether this process must end; the hook gets HOOK_HURRY_S from then on.
         env: The whole environment; None means this process's.
     """
+    file = os.fdopen(os.memfd_create("message"), "w+b")  # no pipe: nobody has to go on writing
+    file.write(message.encode(errors="replace"))
+    file.seek(0)
     try:
         popen = _popen(
             ["/bin/sh", "-c", command],
-            stdin=subprocess.PIPE,
+            stdin=file.fileno(),
             stdout=2,
             stderr=None,
             cwd=None,
@@ -409,19 +421,37 @@ def run_hook(
         )
     except CannotStart as problem:
         return f"the hook could not be started: {problem}"
+    finally:
+        file.close()
     with popen:
-        try:
-            popen.communicate(message.encode(errors="replace"), timeout=timeout_s)
-        except subprocess.TimeoutExpired:
+        if not _ends_in_time(popen, timeout_s=timeout_s, hurry=hurry):
             os.killpg(popen.pid, signal.SIGKILL)
             popen.wait()
             with suppress(ChildProcessError):  # a subreaper inherits the others of its group
                 while os.waitpid(-popen.pid, os.WNOHANG)[0]:
                     pass
-            return f"the hook took more than {timeout_s:g} s and was killed"
+            why = "its worker must leave" if hurry() else f"it took more than {timeout_s:g} s"
+            return f"the hook was killed: {why}"
     if popen.returncode < 0:
         return f"the hook was killed by {_signal_name(-popen.returncode)}"
     return f"the hook ended with exit code {popen.returncode}" if popen.returncode else None
+
+
+def _ends_in_time(
+    popen: subprocess.Popen[bytes], *, timeout_s: float, hurry: Callable[[], bool]
+) -> bool:
+    """Wait for the end of a hook; False when it takes too long."""
+    clock = SystemClock()
+    end_s = clock.boottime() + timeout_s
+    hurries = False
+    while (left_s := end_s - clock.boottime()) > 0:
+        with suppress(subprocess.TimeoutExpired):
+            popen.wait(min(left_s, HOOK_LOOK_S))
+            return True
+        if not hurries and hurry():
+            hurries = True
+            end_s = min(end_s, clock.boottime() + HOOK_HURRY_S)
+    return False
 
 
 # --- the guard -------------------------------------------------------------------------------
@@ -572,6 +602,8 @@ def _prepare(parent: int, when_parent_dies: signal.Signals | None) -> Callable[[
             if os.getppid() != parent:  # it died before the kernel knew whom to tell
                 os.kill(os.getpid(), signal.SIGKILL)
         for signum in changed:
+            if signum in FROM_THE_TERMINAL:  # it was in our group until now: what came meant us
+                signal.signal(signum, signal.SIG_IGN)
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

@@ -44,6 +44,7 @@ class Readiness:
         self._say = say
         self._not_ready_s: float | None = None
         self._stands_back = False
+        self._tell_again_s = 0.0
 
     def known_as(self, me: WorkerIdentity, pulse: Pulse) -> None:
         """Speak for this worker from now on."""
@@ -61,11 +62,7 @@ class Readiness:
 
     def may_start(self, sharers: Collection[str]) -> bool:
         """Tell whether the next task may start; if not, say why, here and in `status`."""
-        full = self._room.closed()
-        if full is not None:  # for the others as well: nobody need know that this one stands back
-            self._show(Standing(closed=full))
-            return False
-        standing = Standing() if self._gate is None else self._gate.standing(sharers)
+        standing = self._standing(sharers)
         now_s = self._clock.boottime()
         if standing.closed is None:
             self._not_ready_s = None
@@ -81,6 +78,12 @@ class Readiness:
             self._stand_back(standing.closed)
         return False
 
+    def _standing(self, sharers: Collection[str]) -> Standing:
+        full = self._room.closed()
+        if full is not None:
+            return Standing(closed=full)
+        return Standing() if self._gate is None else self._gate.standing(sharers)
+
     def _show(self, standing: Standing) -> None:
         note = standing.closed or standing.note
         if note is not None or self.told is not None:
@@ -95,11 +98,14 @@ class Readiness:
 
     def _stand_back(self, why: str | None) -> None:
         """Record whether others should count on this worker; only when that changed."""
-        if self._stands_back == (why is not None):
+        now_s = self._clock.boottime()
+        if self._stands_back == (why is not None) or now_s < self._tell_again_s:
             return
+        self._tell_again_s = now_s + STAND_BACK_S  # where the ledger cannot be written
         with contextlib.suppress(LedgerError):
             self._ledger.stand_back(self._me.nonce, why)
             self._stands_back = why is not None
+            self._tell_again_s = now_s
 
 
 def _without_numbers(text: str) -> str:

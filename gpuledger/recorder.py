@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gpuledger import outbox
 from gpuledger.clock import Clock
 from gpuledger.diary import Diary
-from gpuledger.errors import LeaseLost, LedgerDamaged, LedgerError
+from gpuledger.errors import LeaseLost, LedgerError
 from gpuledger.ledger import Ledger
 from gpuledger.machine import is_alive
 from gpuledger.model import Claim, Ended, Ending, Finished, Outcome, Settled, Token, WorkerIdentity
@@ -85,6 +85,7 @@ class Recorder:
         self._held_nudge = ledger.store.last_nudge()
         self._unopened: Claim | None = None
         self._done: list[Done] = []
+        self._left: list[Done] = []
         self._visit_again_s = 0.0
         self._taken_away: str | None = None
 
@@ -154,29 +155,29 @@ class Recorder:
 
         Raises:
             LeaseLost: Others found this worker dead.
-            LedgerDamaged: Nothing was recorded; what is done is in the outbox.
+            LedgerError: Nothing was recorded (the ledger is damaged, or newer than this version);
+                what is done is in the outbox.
         """
         told = False
         for backoff_s in backoffs():
             try:
                 settled = self._settle(hold=self._how_many())
                 break
-            except LedgerDamaged:
-                self.keep()
+            except LeaseLost:
                 raise
-            except OUT_OF_REACH as error:
+            except LedgerError as error:
+                if not told:
+                    self.keep()
+                if not isinstance(error, OUT_OF_REACH):
+                    raise
                 if not told:
                     self._tell_trying_on(error)
-                    self.keep()
                     told = True
             if self._patience.is_over():
                 self._leave_it_to_the_next()
                 return None
             self._signals.wait(backoff_s)
-        for token in list(self._letters):
-            self._forget_letter(token)
-        self._held = deque(settled.held)
-        self._act_on(settled)
+        self._settled(settled)
         return settled.next if isinstance(settled.next, Claim) else None
 
     def _how_many(self) -> int:
@@ -202,6 +203,12 @@ class Recorder:
         self.rhythm.visit_took(self._clock.boottime() - began_s)
         self._held_nudge = nudge
         return settled
+
+    def _settled(self, settled: Settled) -> None:
+        for token in list(self._letters):
+            self._forget_letter(token)
+        self._held = deque(settled.held)
+        self._act_on(settled)
 
     def _act_on(self, settled: Settled) -> None:
         """Say what became of what was done."""
@@ -299,10 +306,28 @@ class Recorder:
         self._diary.refused(one.claim.token, at=self._clock.now())
 
     def _leave_it_to_the_next(self) -> None:
-        for done in self._done:
-            self._say(f"{done.claim.task}: the next worker on this machine will record its outcome")
-        self._done.clear()
+        self._left, self._done = self._done, []
         self._held.clear()
+
+    def hand_in(self) -> bool:
+        """Try once more to record what a worker that must leave could not; False: in vain.
+
+        Then it must not sign off: that would end as interrupted what the next worker on this
+        machine is to record.
+        """
+        self._done, self._left = self._left, []
+        if not self._done:
+            return True
+        try:
+            settled = self._settle(hold=0)
+        except LedgerError:
+            for done in self._done:
+                task = done.claim.task
+                self._say(f"{task}: the next worker on this machine will record its outcome")
+            self._done.clear()
+            return False
+        self._settled(settled)
+        return True
 
     def _tell_trying_on(self, error: LedgerError) -> None:
         if not self._done:

@@ -23,20 +23,31 @@ class Room:
     def __init__(self, folder: Path, *, clock: Clock) -> None:
         self._folder = folder
         self._clock = clock
-        self._is_full = False
+        self._full_since_s: float | None = None
         self._looked_s = 0.0
 
     def is_full(self) -> bool:
         """Write a little, and tell whether that was too much."""
-        self._is_full = not has_room(self._folder)
+        is_full = not has_room(self._folder)
         self._looked_s = self._clock.boottime()
-        return self._is_full
+        if not is_full:
+            self._full_since_s = None
+        elif self._full_since_s is None:
+            self._full_since_s = self._looked_s
+        return is_full
+
+    def full_for_s(self) -> float:
+        """Return for how many seconds it has been full by now."""
+        since_s = self._full_since_s
+        return 0.0 if since_s is None else self._clock.boottime() - since_s
 
     def closed(self) -> str | None:
         """Return why no task should start, or None; costs nothing while nothing was full."""
-        if self._is_full and self._clock.boottime() - self._looked_s >= LOOK_AGAIN_S:
-            self.is_full()
-        return f"the disk is full ({self._folder})" if self._is_full else None
+        if self._full_since_s is None:
+            return None
+        if self._clock.boottime() - self._looked_s >= LOOK_AGAIN_S and not self.is_full():
+            return None
+        return f"the disk is full ({self._folder})"
 
 
 def has_room(folder: Path) -> bool:

@@ -34,6 +34,9 @@ NO_ROOM = "the disk of its log is full"
 SHELL_SIGNAL_BASE = 128
 """A shell says so many plus the signal's number for a command that a signal ended."""
 
+BLIND_S = 10.0
+"""Who did not look for so long was stopped itself, or slept with its machine."""
+
 TOGETHER_S = 1.0
 """Signals sent to a task and its worker at once arrive within this."""
 
@@ -69,6 +72,7 @@ class Surroundings:
         gpu_lost: Which GPU of the task has been gone for a while, or None.
         leaving_grace_s: Longest grace of a task whose worker got SIGTERM.
         time_is_up: Why the task must be handed back because this worker's time ends, or None.
+        shares_signals: Whether who ends this worker signals its task as well, as Slurm may.
         disk_is_full: Whether nothing can be written beside the task's log; asked after a failure.
         tick_s: How long to wait until the next look at all this.
     """
@@ -85,6 +89,7 @@ class Surroundings:
     gpu_lost: Callable[[], str | None] = lambda: None
     leaving_grace_s: float = LEAVING_GRACE_S
     time_is_up: Callable[[], str | None] = lambda: None
+    shares_signals: bool = False
     disk_is_full: Callable[[], bool] = lambda: False
     tick_s: Callable[[], float] = lambda: TICK_S
 
@@ -208,6 +213,7 @@ def _start(claim: Claim, files: Files, around: Surroundings) -> RunningTask | Ve
     )
     while (task := around.launcher.start(order)) is None:
         around.signals.wait(around.tick_s(), also=[around.launcher.fileno()])
+        around.signals.suspend_if_asked()
         if around.lease() == "lost":
             raise LeaseGone
         verdict = _asked_to_end(claim, around)
@@ -237,12 +243,14 @@ def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -
     frozen = False
     while True:
         around.signals.wait(around.tick_s(), also=[task.fileno()])
+        limits.look(frozen=frozen)
         if task.poll() is not None:
             _end(task, claim, around, grace_s=claim.settings.kill_grace_s)
             return _died_with_us(task.poll(), around)
         if around.signals.take_suspend():
             task.freeze()
             around.signals.suspend_self()
+            limits.look(frozen=True)
             frozen = True
         lease = around.lease()
         if lease == "lost":
@@ -278,7 +286,8 @@ def _died_with_us(ended: Exit | None, around: Surroundings) -> Verdict | None:
     if ended is None or ended.exit_code == 0:
         return None
     asked = {signal.SIGTERM, signal.SIGINT}
-    if ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked:
+    is_asked = ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked
+    if is_asked or around.shares_signals:
         _wait_to_be_told(around)
     if _is_told_to_leave(around):
         return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
@@ -300,11 +309,21 @@ def _is_told_to_leave(around: Surroundings) -> bool:
 
 
 def _hurry(around: Surroundings) -> Hurry:
-    """Return a wait that the third Ctrl-C cuts short: it answers whether to KILL at once."""
+    """Return a wait that answers whether to KILL at once.
+
+    That is at the third Ctrl-C, and once a worker that was told to leave has waited for as long
+    as it may: whoever told it will not wait for the rest of a long grace.
+    """
+    told_s: float | None = None
 
     def wait(timeout_s: float) -> bool:
+        nonlocal told_s
         around.signals.wait(timeout_s)
-        return around.signals.interrupts >= 3
+        now_s = around.clock.boottime()
+        if told_s is None and _is_told_to_leave(around):
+            told_s = now_s
+        waited_s = 0.0 if told_s is None else now_s - told_s
+        return waited_s > around.leaving_grace_s or around.signals.interrupts >= 3
 
     return wait
 
@@ -344,15 +363,26 @@ def _asked_to_end(claim: Claim, around: Surroundings) -> Verdict | None:
 
 
 class _Limits:
-    """The limits of one attempt: its time, its silence, the size of its log."""
+    """The limits of one attempt: its time, its silence, the size of its log.
+
+    Time in which the task was frozen, or the machine slept, is not the task's.
+    """
 
     def __init__(self, claim: Claim, files: Files, clock: Clock) -> None:
         self._settings = claim.settings
         self._files = files
         self._clock = clock
-        self._began_s = clock.boottime()
+        self._began_s = self._looked_s = clock.boottime()
         self._sizes = (0, 0)
         self._heard_s = self._began_s
+
+    def look(self, *, frozen: bool) -> None:
+        """Let the time since the last look count, unless the task was frozen, or nobody looked."""
+        now_s = self._clock.boottime()
+        since_s, self._looked_s = now_s - self._looked_s, now_s
+        if frozen or since_s > BLIND_S:
+            self._began_s += since_s
+            self._heard_s += since_s
 
     def exceeded(self) -> Verdict | None:
         """Return why the attempt must end, or None."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -124,6 +123,36 @@ class Child:
         return Exit(signal=-code) if code < 0 else Exit(exit_code=code)
 
 
+Strangers = frozenset[tuple[int, int]]
+"""Number and start of children in other sessions that are no task's: what hooks left running."""
+
+
+def strangers(*, besides: int | None = None) -> Strangers:
+    """Return those that are there while no task runs, but for one; the dead ones are reaped."""
+    session, found = os.getsid(0), set()
+    for process in _lister()(os.getpid()):
+        if process.pid == besides:
+            continue
+        is_apart = process.session != session
+        if is_apart and is_running(process):
+            found.add((process.pid, process.start))
+        elif process.state == "Z" and (is_apart or _is_adopted(process.pid)):
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+    return frozenset(found)
+
+
+def _is_adopted(pid: int) -> bool:
+    """Tell whether a child in this session is none that this process started and waits for.
+
+    Those lead a process group each.
+    """
+    try:
+        return os.getpgid(pid) != pid
+    except ProcessLookupError:
+        return False
+
+
 class RunningTask:
     """The processes of a task: the one that was started and all that came from it.
 
@@ -131,12 +160,11 @@ class RunningTask:
     task at the end of the block.
     """
 
-    def __init__(self, child: Child, *, excluded: Collection[int] = ()) -> None:
+    def __init__(self, child: Child, *, strangers: Strangers = frozenset()) -> None:
         self.pid = child.pid
         self._child = child
-        self._excluded = frozenset(excluded)
+        self._strangers = strangers
         self._session = os.getsid(0)
-        self._kernel_lists_children = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
     def __enter__(self) -> Self:
         return self
@@ -262,11 +290,12 @@ class RunningTask:
 
     def _look(self) -> list[Process]:
         """Return the task's processes, the dead among them, parents first."""
-        children_of = _children_of if self._kernel_lists_children else _children_by_parent()
+        children_of = _lister()
         tree = [
             process
             for process in children_of(os.getpid())
-            if process.session != self._session and process.pid not in self._excluded
+            if process.session != self._session
+            and (process.pid, process.start) not in self._strangers
         ]
         seen = {process.pid for process in tree}
         for process in tree:  # grows while it is read
@@ -274,6 +303,11 @@ class RunningTask:
             seen.update(child.pid for child in fresh)
             tree.extend(fresh)
         return tree
+
+
+def _lister() -> Callable[[int], list[Process]]:
+    is_listed = os.access(f"/proc/self/task/{os.getpid()}/children", os.F_OK)
+    return _children_of if is_listed else _children_by_parent()
 
 
 def _children_of(pid: int) -> list[Process]:

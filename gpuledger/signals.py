@@ -38,6 +38,7 @@ class Signals:
         self._wake = wake
         self._counts = dict.fromkeys(LISTENED, 0)
         self._suspends_taken = 0
+        self._resumes_taken = 0
 
     @property
     def interrupts(self) -> int:
@@ -55,20 +56,20 @@ class Signals:
         return self._counts[signal.SIGUSR1]
 
     def take_suspend(self) -> bool:
-        """Tell whether SIGTSTP (Ctrl-Z) came since this was last asked.
+        """Tell whether SIGTSTP (Ctrl-Z) came since this was last asked, and no SIGCONT.
 
-        It stopped nothing: `suspend_self` does, when everything is ready for it.
+        It stopped nothing: `suspend_self` does, when everything is ready for it. Whoever was
+        told to go on meanwhile must not stop: nobody would tell it once more.
         """
-        came = self._counts[signal.SIGTSTP]
-        if came == self._suspends_taken:
-            return False
-        self._suspends_taken = came
-        return True
+        asked, resumed = self._counts[signal.SIGTSTP], self._counts[signal.SIGCONT]
+        wanted = asked != self._suspends_taken and resumed == self._resumes_taken
+        self._suspends_taken, self._resumes_taken = asked, resumed
+        return wanted
 
-    @property
-    def resumes(self) -> int:
-        """How often SIGCONT came: this process may have been stopped before."""
-        return self._counts[signal.SIGCONT]
+    def suspend_if_asked(self) -> None:
+        """Do what Ctrl-Z asks for, where nothing runs that had to be frozen first."""
+        if self.take_suspend():
+            self.suspend_self()
 
     def wait(self, timeout_s: float | None, also: Iterable[int] = ()) -> frozenset[int]:
         """Wait for a signal, for a descriptor, or for the time to pass.
@@ -101,6 +102,7 @@ class Signals:
     def suspend_self(self) -> None:
         """Stop this process as Ctrl-Z would have; return when it was continued."""
         os.kill(os.getpid(), signal.SIGSTOP)
+        self._resumes_taken = self._counts[signal.SIGCONT]
 
     def _count(self, signum: int, frame: FrameType | None) -> None:
         self._counts[signal.Signals(signum)] += 1

@@ -64,6 +64,7 @@ JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 Journal'. In PERSIST mode they are zeroed by COMMIT."""
 
 CHANGE_COUNTER_OFFSET = 24  # sqlite.org/fileformat2.html, "File change counter"
+COUNTER_WAIT_S = 0.5  # of a thread that watches a running task
 
 # One transaction at a time in this process: closing any descriptor of the db drops every fcntl
 # lock that the process holds on it.
@@ -227,7 +228,7 @@ class Store:
         """Find out by the operation's id what became of it; do it again only if it is not there."""
         try:
             return self._with_connection(change, operation=operation)
-        except (LedgerError, _CommitRaised) as error:
+        except (LedgerError, _CommitRaised, _HeldTooLong) as error:
             first = self._explained(raised.error)
             raise LedgerUnreachable(
                 f"{first.problem.removesuffix('; nothing was changed')}; "
@@ -239,9 +240,12 @@ class Store:
         """Return SQLite's counter of changes without any lock; None when it cannot be read.
 
         It is a hint that something changed, nothing more. A fresh descriptor is used each time,
-        since NFS revalidates at open.
+        since NFS revalidates at open. Another thread in the ledger is not waited for for long: it
+        may be waiting itself, and closing a descriptor now would release its locks.
         """
-        with _mutex:
+        if not _mutex.acquire(timeout=COUNTER_WAIT_S):
+            return None
+        try:
             try:
                 descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
@@ -252,6 +256,8 @@ class Store:
                 return None
             finally:
                 os.close(descriptor)
+        finally:
+            _mutex.release()
         return int.from_bytes(raw, "big") if len(raw) == 4 else None
 
     def nudge(self) -> None:

@@ -49,6 +49,7 @@ LONGEST_IDLE_POLL_S = 10.0
 IDLE_POLL_STRETCH = 2.5  # at most, where whoever finds work wakes the others of its machine
 IDLE_POLL_SPREAD = 0.8  # who began to wait at the same time does not go on looking at the same time
 LOOK_AGAIN_S = 5.0
+FULL_PATIENCE_S = 600.0
 ASK_AGAIN_S = 5.0
 ASK_AGAIN_PER_WORKER_S = 0.1  # ten locks a second in all, where tasks wait that none may take
 ASK_IN_VAIN_S = 30.0
@@ -126,6 +127,7 @@ class Worker:
         me: Its identity, as registered.
         failed_for_good: How many tasks it saw fail for the last time.
         attempts_run: How many it began.
+        gave_up: It left its allocation although work is left, which no other could do either.
     """
 
     def __init__(self, ledger: Ledger, options: WorkerOptions, tools: Tools) -> None:
@@ -133,6 +135,7 @@ class Worker:
         self.ledger = ledger
         self.failed_for_good = 0
         self.attempts_run = 0
+        self.gave_up = False
         self._options = options
         self._tools = tools
         self._signals = tools.signals
@@ -220,10 +223,11 @@ class Worker:
         self._patience.hasten()
         if crash is not None:
             self._recorder.keep()
-        try:
-            self.ledger.leave(self.me.nonce, crash=crash)
-        except LedgerError as error:
-            self._say(f"could not sign off: {error.problem}")
+        if self._recorder.hand_in():
+            try:
+                self.ledger.leave(self.me.nonce, crash=crash)
+            except LedgerError as error:
+                self._say(f"could not sign off: {error.problem}")
         self._pulse.stop()
         self._company.close()
         self._recorder.close()
@@ -234,9 +238,10 @@ class Worker:
         """Return the next attempt to run; None when it is time to leave."""
         has_waited = False
         while not self._is_leaving():
+            self._signals.suspend_if_asked()
             self._company.reap()
             if not self._readiness.may_start(self._company.sharers()):
-                if self._is_nothing_left():
+                if self._is_nothing_left() or self._gives_up():
                     return None
                 self._signals.wait(SOON_S if self._readiness.told is None else IDLE_POLL_S)
                 continue
@@ -311,6 +316,7 @@ class Worker:
                 look_in_s=company.look_in_s(),
             )
             ended = self._signals.wait(wait_s, also=company.descriptors())
+            self._signals.suspend_if_asked()
             self._keeper.see_to_it()
             changes = self.ledger.store.change_counter()
             is_due = bool(ended) or company.is_due(changes)
@@ -327,6 +333,14 @@ class Worker:
         if found.pending:
             return max(ASK_AGAIN_S, ASK_AGAIN_PER_WORKER_S * crowd)
         return max(ASK_IN_VAIN_S, ASK_IN_VAIN_PER_WORKER_S * crowd)
+
+    def _gives_up(self) -> bool:
+        """Tell whether an allocation has waited in vain for a disk with room for long enough."""
+        if self._tools.allocation is None or self._room_on_disk.full_for_s() < FULL_PATIENCE_S:
+            return False
+        self._say("the disk stays full: leaving, since an allocation that waits costs money")
+        self.gave_up = True
+        return True
 
     def _is_nothing_left(self) -> bool:
         """Tell whether a worker that cannot claim has nothing to wait for, and say so."""
@@ -346,8 +360,8 @@ class Worker:
             found = self.ledger.outlook(self.me, sweeps=self._options.sweeps)
         except LedgerError:
             return None
-        self._outlook_seen = changes
         if found.pending or found.running or found.held or self._options.stay:
+            self._outlook_seen = changes
             return None
         return found
 
@@ -429,6 +443,7 @@ class Worker:
             gpu_lost=self._gpus.lost_for_long if self._gpus is not None else lambda: None,
             time_is_up=self._time_is_up(claim),
             disk_is_full=self._room_on_disk.is_full,
+            shares_signals=self._tools.allocation is not None,
             leaving_grace_s=(
                 runner.LEAVING_GRACE_S
                 if self._tools.allocation is None
@@ -566,6 +581,8 @@ class Worker:
         self._recorder.ended(claim, ending, started_at=started_at)
         self.attempts_run -= 1
         self._pause_s = LOOK_AGAIN_S
+        if isinstance(error, OSError):
+            self._room_on_disk.is_full()  # what it says is told before the next claim
 
     def _after(self, claim: Claim, ending: Ending, ended: Ended) -> None:
         """Say what became of the task and act on what the ledger thinks of this worker."""
@@ -575,7 +592,14 @@ class Worker:
         if ending.outcome is Outcome.COMPLETED:
             self._cool_downs = 0
         if ending.outcome in COUNTED_AS_FAILURE and self._options.on_failure is not None:
-            problem = call_hook(self._options.on_failure, claim, self.me.name, ending, ended)
+            problem = call_hook(
+                self._options.on_failure,
+                claim,
+                self.me.name,
+                ending,
+                ended,
+                hurry=self._patience.is_over,
+            )
             if problem is not None:
                 self._say(f"the --on-failure command failed: {problem}")
         if ended.sweep_paused is not None:
@@ -612,6 +636,7 @@ class Worker:
             left_s = until_s - self._tools.clock.boottime()
             if left_s <= 0 or self._empty_outlook() is not None:
                 return
+            self._signals.suspend_if_asked()
             self._company.reap()
             self._signals.wait(min(left_s, IDLE_POLL_S), also=self._company.descriptors())
 

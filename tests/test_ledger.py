@@ -182,6 +182,17 @@ def test_a_late_success_counts_while_nobody_took_the_task(ledger: Ledger) -> Non
     assert_consistent(ledger)
 
 
+def test_a_late_success_counts_after_the_last_loss_that_was_allowed(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=1, max_losses=1))
+    worker = ledger.register(identity())
+    first = claim(ledger, worker)
+    ledger.reap(dead(worker))
+    assert state(ledger, first.task) is TaskState.FAILED
+
+    assert ledger.complete(first.token).state is TaskState.COMPLETED
+    assert_consistent(ledger)
+
+
 def test_a_late_failure_does_not(ledger: Ledger) -> None:
     ledger.add_sweep(spec(points=1))
     worker = ledger.register(identity())

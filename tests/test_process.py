@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from gpuledger import process as process_module
 from gpuledger import running_task as running_task_module
 from gpuledger.clock import SystemClock
 from gpuledger.guard import MARK, is_running, read_proc, read_process
@@ -385,7 +386,6 @@ def test_what_the_worker_runs_besides_is_not_the_tasks(tmp_path: Path) -> None:
             cwd=tmp_path,
             env={"PATH": os.environ["PATH"]},
             log=tmp_path / "log",
-            excluded=frozenset({apart.pid}),
         )
         with task:
             assert task.descendants() == (task.pid,)
@@ -489,7 +489,7 @@ def test_a_task_that_flees_from_process_to_process_is_caught(
     """)
     finish(task)
     if not kernel_lists_children:
-        task._kernel_lists_children = False
+        monkeypatch.setattr(os, "access", lambda *given: False)
         monkeypatch.setattr(running_task_module, "_children_of", lambda pid: [])
     assert all(task.descendants() for _ in range(50))
 
@@ -723,12 +723,61 @@ def test_what_went_wrong_with_a_hook_is_told(command: str, problem: str | None) 
 def test_a_hook_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
     command = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
 
-    assert run_hook(command, "", timeout_s=0.2) == "the hook took more than 0.2 s and was killed"
+    assert run_hook(command, "", timeout_s=0.2) == "the hook was killed: it took more than 0.2 s"
 
     pid = read_pid(tmp_path / "pid")
     wait_until(lambda: gone(pid), because="its child should be killed")
     if pid in children():
         os.waitpid(pid, 0)
+
+
+def test_what_a_hook_left_running_is_not_the_next_tasks(run: Start, tmp_path: Path) -> None:
+    daemon, job = tmp_path / "daemon", tmp_path / "job"
+    hook = f"setsid sh -c 'echo $$ > {daemon}; exec sleep 60' & sleep 0 & echo $! > {job}"
+    assert run_hook(hook, "", timeout_s=20) is None
+    pid, ended = read_pid(daemon), read_pid(job)
+    wait_until(lambda: state(ended) in ("Z", None), because="it was short")
+
+    with run(["sleep", "60"]) as task:
+        assert task.descendants() == (task.pid,)
+    assert state(ended) is None, "somebody must reap it"
+    assert state(pid) == "S"
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: state(pid) == "Z", because="it was killed")
+    run(["true"])
+    assert state(pid) is None
+
+
+def test_a_ctrl_c_while_a_task_is_started_is_not_for_the_task(
+    run: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the group of its worker until it has a session of its own."""
+    prepare_as_always = process_module._prepare
+
+    def prepare(*given: Any) -> Callable[[], None]:
+        as_always = prepare_as_always(*given)
+
+        def interrupted() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            as_always()
+
+        return interrupted
+
+    monkeypatch.setattr(process_module, "_prepare", prepare)
+    assert finish(run(["true"])) == Exit(exit_code=0)
+
+
+def test_a_hook_does_not_keep_a_worker_that_must_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "HOOK_HURRY_S", 0.0)
+    told = run_hook("cat > /dev/null; sleep 60", "x" * 1_000_000, timeout_s=50, hurry=lambda: True)
+    assert told == "the hook was killed: its worker must leave"
+
+
+def test_a_hook_may_take_longer_than_a_look_at_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(process_module, "HOOK_LOOK_S", 0.01)
+    command = f"sleep 0.3; cat > {tmp_path}/said"
+    assert run_hook(command, "x" * 1_000_000, timeout_s=50) is None
+    assert (tmp_path / "said").stat().st_size == 1_000_000
 
 
 def test_a_hook_writes_to_the_errors_of_its_parent(capfd: pytest.CaptureFixture[str]) -> None:

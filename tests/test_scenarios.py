@@ -415,6 +415,43 @@ def test_usr1_claims_nothing_more(tmp_path: Path) -> None:
     assert states(tmp_path)["pending"] == 1
 
 
+def process_state(pid: int) -> str:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    return stat[stat.rindex(")") + 2]
+
+
+def test_ctrl_z_stops_a_worker_that_waits_at_once_and_never_later(tmp_path: Path) -> None:
+    start_sweep(tmp_path, "record(event='ran')\n", 'command = "python -I -S train.py"\n')
+    with worker("--cpu", "--wait", cwd=tmp_path) as only:
+        wait_until(lambda: states(tmp_path)["completed"] == 1, because="it has nothing to do")
+        only.send(signal.SIGTSTP)
+        pid = only.process.pid
+        wait_until(lambda: process_state(pid) == "T", because="Ctrl-Z stops it")
+        only.send(signal.SIGCONT)
+        more = 'command = "python -I -S train.py"\nseeds = 2\n'
+        start_sweep(tmp_path, "record(event='ran')\n", more)
+        wait_until(lambda: states(tmp_path)["completed"] == 2, because="it went on for good")
+        only.send(signal.SIGTERM)
+        assert only.wait() == 130
+
+
+def test_slurms_term_may_end_a_task_with_any_code_before_its_worker_hears(tmp_path: Path) -> None:
+    start_sweep(
+        tmp_path,
+        "import signal\nsignal.signal(15, lambda *given: sys.exit(1))\n" + SLEEPER,
+        'command = "python -I -S train.py"\n',
+    )
+    with worker("--cpu", cwd=tmp_path, SLURM_JOB_ID="7", SLURMD_NODENAME="n1") as only:
+        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
+        pid = records(tmp_path / "record.jsonl")[0]["pid"]
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), because="the worker knows of it")
+        only.send(signal.SIGTERM)
+        assert only.wait(timeout_s=25) == 130
+    (attempt,) = tasks(tmp_path)["exp_0_0"]["attempts"]
+    assert attempt["outcome"] == "interrupted"
+
+
 def test_a_worker_stopped_for_longer_than_its_lease_finds_it_gone_and_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -496,9 +533,7 @@ def test_the_hook_gets_each_failure_and_its_own_failure_stops_nobody(tmp_path: P
         "raise RuntimeError('boom')\n",
         'command = "python train.py"\n[run]\nmax_attempts = 2\navoid = "0s"\n',
     )
-    with worker(
-        "--cpu", "--on-failure", "cat >> hook.jsonl; echo >> hook.jsonl; exit 7", cwd=tmp_path
-    ) as only:
+    with worker("--cpu", "--on-failure", "cat >> hook.jsonl; exit 7", cwd=tmp_path) as only:
         assert only.wait() == 1
         assert "--on-failure" in only.text()
     told = records(tmp_path / "hook.jsonl")

@@ -359,6 +359,29 @@ def test_a_file_that_changes_while_others_are_imported_is_noticed(
     assert ran(launcher, order)[1] == "2\n"
 
 
+GENERATES = """
+import importlib.util, os, tempfile
+path = os.path.join(tempfile.mkdtemp(), "made.py")
+open(path, "w").write("X = 1")
+spec = importlib.util.spec_from_file_location("made", path)
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+os.unlink(path)
+"""
+
+
+def test_one_whose_files_change_at_each_import_is_given_up(
+    launcher: Launcher, order: Order, said: list[str]
+) -> None:
+    (order.cwd / "heavy.py").write_text(GENERATES)
+    script(order, "print('ran')")
+    order = replace(order, env={**order.env, "TMPDIR": str(order.cwd)})
+
+    assert ran(launcher, order) == (Exit(exit_code=0), "ran\n")
+    (line,) = said
+    assert line.startswith("preload ['heavy'] is of no use, tasks start normally: ")
+    assert line.endswith("made.py changes all the time")
+
+
 def test_it_is_renewed_after_many_tasks(
     launcher: Launcher, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:

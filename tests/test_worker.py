@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +15,21 @@ from typing import Any
 
 import pytest
 
-from gpuledger import reports, room, runner
+from gpuledger import outbox, readiness, reports, room, runner
 from gpuledger import worker as worker_module
+from gpuledger.allocation import Allocation, Place
 from gpuledger.clock import SystemClock
-from gpuledger.errors import NotAllowed
+from gpuledger.errors import LedgerBusy, LedgerError, LedgerTooNew, NotAllowed
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, NothingToDo, Outcome, TaskState
-from gpuledger.process import CannotStart
+from gpuledger.process import CannotStart, become_subreaper
 from gpuledger.pulse import Pulse
 from gpuledger.recorder import Recorder
 from gpuledger.selection import Selection
 from gpuledger.signals import Signals, listen
 from gpuledger.why import why_pending
 from gpuledger.worker import Tools, Worker, WorkerOptions
-from tests.helpers import failure, identity, spec
+from tests.helpers import ManualClock, failure, identity, spec
 
 PATIENCE_S = 30.0
 
@@ -174,6 +177,168 @@ def test_a_worker_that_crashes_says_so_when_it_leaves(
     assert (task.state, task.losses) == (TaskState.PENDING, 1)
     assert task.last_error == "its worker crashed: ZeroDivisionError: division by zero"
     assert ledger.live_workers() == ()
+
+
+def leaving(ledger: Ledger, signals: Signals, **changed: Any) -> Worker:
+    return Worker(ledger, WorkerOptions(), replace(tools(ledger, signals), **changed))
+
+
+class LetterBox:
+    """A ledger that records nothing for a while, and has its worker told to leave meanwhile."""
+
+    def __init__(self, ledger: Ledger, error: LedgerError, *, times: int) -> None:
+        self._as_always, self._error, self._left = ledger.settle, error, times
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        if not self._left:
+            return self._as_always(*given, **more)
+        self._left -= 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise self._error
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(1, "completed"), (2, None)])
+def test_what_a_leaving_worker_had_completed_is_not_ended_as_interrupted(
+    ledger: Ledger,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    outcome: str | None,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ledger.add_sweep(spec(points=1))
+    busy = LedgerBusy(ledger.folder, waited_s=1.0, holder="somebody")
+    monkeypatch.setattr(ledger, "settle", LetterBox(ledger, busy, times=times))
+    with told_to_leave_in_time() as signals:
+        leaving(ledger, signals).run()
+    (task,) = ledger.tasks()
+    assert [attempt.outcome for attempt in task.attempts] == [outcome]
+
+    with told_to_leave_in_time() as signals:
+        monkeypatch.undo()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        leaving(ledger, signals, identify=lambda: identity("n2")).run()
+    (task,) = ledger.tasks()
+    assert [attempt.outcome for attempt in task.attempts] == [Outcome.COMPLETED]
+
+
+def test_what_was_done_is_kept_when_the_ledger_became_too_new_meanwhile(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ledger.add_sweep(spec(points=1))
+    newer = LedgerTooNew(ledger.store.path, found=99, known=2)
+    monkeypatch.setattr(ledger, "settle", LetterBox(ledger, newer, times=1))
+    with told_to_leave_in_time() as signals, pytest.raises(LedgerTooNew):
+        leaving(ledger, signals).run()
+    folder = outbox.outbox_folder(ledger.uuid)
+    assert folder is not None
+    assert [letter.token.task for letter in outbox.letters(folder)] == ["exp_0_0"]
+
+
+def test_a_worker_told_to_leave_does_not_wait_for_a_long_grace(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn = "trap '' TERM; sleep 60 & kill -TERM $PPID; exit 0"
+    ledger.add_sweep(spec(points=1, command=("sh", "-c", stubborn), kill_grace_s=600.0))
+    monkeypatch.setattr(runner, "LEAVING_GRACE_S", 0.3)
+    become_subreaper()
+    with told_to_leave_in_time() as signals:
+        leaving(ledger, signals).run()
+        assert signals.terminates == 1, "only its task's own signal"
+    (task,) = ledger.tasks()
+    assert task.state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("frozen", "seconds", "counts"), [(True, 5, 0), (False, 5, 5), (False, 60, 0)]
+)
+def test_time_that_was_not_the_tasks_counts_for_no_limit(
+    ledger: Ledger, frozen: bool, seconds: float, counts: float
+) -> None:
+    ledger.add_sweep(spec(points=1, timeout_s=100.0, silence_timeout_s=50.0))
+    claim, clock = claim_of(ledger), ManualClock()
+    limits = runner._Limits(claim, runner.files_of(ledger.folder, claim), clock)
+    clock.advance(1.0)
+    limits.look(frozen=False)
+    clock.advance(seconds)
+    limits.look(frozen=frozen)
+    assert limits.exceeded() is None
+    for _ in range(round(49 - counts)):
+        clock.advance(1.0)
+        limits.look(frozen=False)
+    assert limits.exceeded() is None
+    clock.advance(0.5)
+    verdict = limits.exceeded()
+    assert verdict is not None
+    assert verdict.error == "silent for 50 s"
+
+
+def test_an_allocation_does_not_wait_for_ever_for_a_full_disk(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1, command=("false",)))
+    monkeypatch.setattr(room, "has_room", lambda folder: False)
+    monkeypatch.setattr(worker_module, "FULL_PATIENCE_S", 0.0)
+    monkeypatch.setattr(runner, "TOGETHER_S", 0.0)
+    place = Place(job="7", node="n1", restarts=0)
+    allocation = Allocation(place, ask=lambda: None, clock=SystemClock())
+    with told_to_leave_in_time() as signals:
+        worker = leaving(ledger, signals, allocation=allocation)
+        worker.run()
+        assert not signals.terminates
+    assert worker.gave_up
+    (task,) = ledger.tasks()
+    assert (task.state, task.failures) == (TaskState.PENDING, 0)
+
+
+def test_a_disk_without_room_for_a_folder_is_full_as_well(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1))
+    make_as_always = runner._make_room
+    said: list[str] = []
+
+    def make_room(files: runner.Files) -> None:
+        if not said:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make_as_always(files)
+
+    def say(line: str) -> None:
+        if "claiming nothing" in line:
+            said.append(line)
+
+    monkeypatch.setattr(runner, "_make_room", make_room)
+    monkeypatch.setattr(worker_module, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(room, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(room, "has_room", lambda folder: bool(said))
+    with told_to_leave_in_time() as signals:
+        leaving(ledger, signals, say=say).run()
+        assert not signals.terminates
+    (task,) = ledger.tasks()
+    outcomes = [attempt.outcome for attempt in task.attempts]
+    assert outcomes == [Outcome.INTERRUPTED, Outcome.COMPLETED]
+
+
+def test_a_worker_without_room_lets_the_others_have_what_was_kept_for_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_sweep(spec(points=1, command=("false",), max_attempts=1))
+    monkeypatch.setattr(readiness, "QUIET_S", 0.0)
+    monkeypatch.setattr(readiness, "STAND_BACK_S", 0.0)
+    monkeypatch.setattr(room, "LOOK_AGAIN_S", 0.0)
+    told: list[str | None] = []
+    stand_back = ledger.stand_back
+
+    def note(nonce: str, why: str | None) -> None:
+        told.append(why)
+        stand_back(nonce, why)
+
+    monkeypatch.setattr(ledger, "stand_back", note)
+    monkeypatch.setattr(room, "has_room", lambda folder: bool(told))
+    with told_to_leave_in_time() as signals:
+        leaving(ledger, signals).run()
+    assert told == [f"the disk is full ({ledger.folder / 'runs'})", None]
 
 
 def test_a_worker_that_a_machine_has_no_room_for_leaves_nothing_behind(ledger: Ledger) -> None:

@@ -260,7 +260,7 @@ def work_on(
         finally:
             if gate is not None:
                 gate.stop()
-        if allocation is not None:
+        if allocation is not None and not worker.gave_up:
             leave_allocation(ledger, identify(), sweeps, allocation, signals)
         if signals.interrupts or signals.terminates:
             return INTERRUPTED
