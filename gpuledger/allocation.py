@@ -76,6 +76,8 @@ class Allocation:
     Attributes:
         place: Where it is.
         grace_s: How long a task may take to end when its worker was told to leave.
+        leave_within_s: How soon after that its worker must be out.
+        shares_signals: Whether Slurm may signal the task as well as its worker.
         whole_s: How much time the whole allocation had; None: no end is known.
     """
 
@@ -86,6 +88,7 @@ class Allocation:
         ask: Callable[[], Span | None],
         clock: Clock,
         kill_wait_s: float | None = None,
+        shares_signals: bool = True,
     ) -> None:
         """Ask a first time.
 
@@ -94,9 +97,12 @@ class Allocation:
             ask: Returns what Slurm says now; None: no end is known. Does not raise.
             clock: This machine's.
             kill_wait_s: Between Slurm's SIGTERM and its SIGKILL; None: not known.
+            shares_signals: See above; True where nobody knows.
         """
         self.place = place
         self.grace_s = leaving_grace_s(kill_wait_s)
+        self.leave_within_s = leave_within_s(kill_wait_s)
+        self.shares_signals = shares_signals
         self._ask = ask
         self._clock = clock
         self._warned = False
@@ -153,6 +159,7 @@ class Allocation:
 
 
 LONGEST_GRACE_S = 15.0
+LEAVE_WITHIN_S = 22.0
 
 
 def leaving_grace_s(kill_wait_s: float | None) -> float:
@@ -160,6 +167,22 @@ def leaving_grace_s(kill_wait_s: float | None) -> float:
     if kill_wait_s is None:
         return LONGEST_GRACE_S
     return min(max(kill_wait_s - max(kill_wait_s / 3, 3.0), 0.5), LONGEST_GRACE_S)
+
+
+def leave_within_s(kill_wait_s: float | None) -> float:
+    """Return when a worker that was told to leave must be out, a margin before it is killed."""
+    if kill_wait_s is None:
+        return LEAVE_WITHIN_S
+    return max(kill_wait_s - max(kill_wait_s / 10, 1.0), 1.0)
+
+
+def parse_shares_signals(configuration: str) -> bool:
+    """Tell whether Slurm signals all processes of a job, by `scontrol show config`.
+
+    With control groups a batch script that `exec`s is signalled alone; by its other ways to
+    follow processes all that it finds are.
+    """
+    return re.search(r"^ProctrackType\s*=\s*proctrack/cgroup", configuration, re.MULTILINE) is None
 
 
 def parse_span(job: str) -> Span | None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from gpuledger.clock import Clock
 from gpuledger.errors import (
     LedgerBusy,
     LedgerError,
@@ -29,16 +30,38 @@ AT_THE_START = tuple(kind for kind in OUT_OF_REACH if kind is not NotAllowed)
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 HASTY_LOCK_S = 2.0
-"""How long a worker that must leave waits for the ledger: its outcome is safe in the outbox."""
+"""How long a worker that must leave waits for the ledger at least."""
+
+LEAVE_WITHIN_S = 22.0
+"""After a SIGTERM: it is out within 25 s. Many that are told at once have to queue meanwhile."""
 
 
 class Patience:
     """One worker's way of asking the ledger, whatever becomes of it meanwhile."""
 
-    def __init__(self, ledger: Ledger, *, signals: Signals, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        signals: Signals,
+        clock: Clock,
+        say: Callable[[str], None],
+        leave_within_s: float = LEAVE_WITHIN_S,
+    ) -> None:
+        """Ask for one worker.
+
+        Args:
+            ledger: To ask.
+            signals: What its operator asked of it.
+            clock: This machine's.
+            say: Prints one line.
+            leave_within_s: How soon after a SIGTERM it must be out.
+        """
         self._ledger = ledger
         self._signals = signals
+        self._clock = clock
         self._say = say
+        self._leave_within_s = leave_within_s
 
     def until_reached(
         self,
@@ -75,9 +98,17 @@ class Patience:
             return operation()
 
     def hasten(self) -> None:
-        """Wait less for the ledger from now on, if this worker must leave."""
-        if self.is_over():
-            self._ledger.store.lock_timeout_s = HASTY_LOCK_S
+        """Wait for the ledger only as long as there is time, if this worker must leave.
+
+        Who presses Ctrl-C twice does not want to wait; whoever sends SIGTERM does, for a while.
+        """
+        if not self.is_over():
+            return
+        told_s = self._signals.terminated_s
+        left_s = 0.0
+        if told_s is not None and self._signals.interrupts < 2:
+            left_s = told_s + self._leave_within_s - self._clock.boottime()
+        self._ledger.store.lock_timeout_s = max(left_s, HASTY_LOCK_S)
 
     def is_over(self) -> bool:
         """Tell whether the worker must leave now, whatever it has not told the ledger."""

@@ -40,6 +40,10 @@ BLIND_S = 10.0
 TOGETHER_S = 1.0
 """Signals sent to a task and its worker at once arrive within this."""
 
+BRIEFLY_S = 0.05
+LONG_S = 2.5
+"""After a success one waits for it more briefly, and only where the task took much longer."""
+
 
 class LeaseGone(Exception):
     """The worker was found dead meanwhile: its task was killed, nothing is to be recorded."""
@@ -239,14 +243,14 @@ def _make_room(files: Files) -> None:
 
 def _wait(claim: Claim, task: RunningTask, files: Files, around: Surroundings) -> Verdict | None:
     """Wait for the end of the task and of all that it started; end it early when it must."""
-    limits = _Limits(claim, files, around.clock)
+    limits, began_s = _Limits(claim, files, around.clock), around.clock.boottime()
     frozen = False
     while True:
         around.signals.wait(around.tick_s(), also=[task.fileno()])
         limits.look(frozen=frozen)
         if task.poll() is not None:
             _end(task, claim, around, grace_s=claim.settings.kill_grace_s)
-            return _died_with_us(task.poll(), around)
+            return _died_with_us(task.poll(), around, ran_s=around.clock.boottime() - began_s)
         if around.signals.take_suspend():
             task.freeze()
             around.signals.suspend_self()
@@ -278,25 +282,28 @@ def _end(task: RunningTask, claim: Claim, around: Surroundings, *, grace_s: floa
         left = task.stop(grace_s=0.0, hurry=_hurry(around)).left
 
 
-def _died_with_us(ended: Exit | None, around: Surroundings) -> Verdict | None:
+def _died_with_us(ended: Exit | None, around: Surroundings, *, ran_s: float) -> Verdict | None:
     """A cluster may send its TERM to the task as well, and the task may be the first to see it.
 
-    One that handles it may end with any code; with 0 it says that it is done.
+    One that handles it may end with any code, with 0, too, when it wrote a checkpoint. Where
+    only the worker is told, 0 says that the task is done.
     """
-    if ended is None or ended.exit_code == 0:
+    if ended is None or (ended.exit_code == 0 and not around.shares_signals):
         return None
     asked = {signal.SIGTERM, signal.SIGINT}
     is_asked = ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked
-    if is_asked or around.shares_signals:
-        _wait_to_be_told(around)
+    if is_asked or (around.shares_signals and ended.exit_code != 0):
+        _wait_to_be_told(around, TOGETHER_S)
+    elif around.shares_signals and ran_s > LONG_S:
+        _wait_to_be_told(around, BRIEFLY_S)
     if _is_told_to_leave(around):
         return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
     return None
 
 
-def _wait_to_be_told(around: Surroundings) -> None:
+def _wait_to_be_told(around: Surroundings, wait_s: float) -> None:
     """Give this process's own signal the time to come; others (SIGCHLD) end no wait of this."""
-    until_s = around.clock.boottime() + TOGETHER_S
+    until_s = around.clock.boottime() + wait_s
     while not _is_told_to_leave(around):
         left_s = until_s - around.clock.boottime()
         if left_s <= 0:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from gpuledger.clock import SystemClock
+
 LISTENED = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -37,6 +39,7 @@ class Signals:
     def __init__(self, wake: int) -> None:
         self._wake = wake
         self._counts = dict.fromkeys(LISTENED, 0)
+        self._terminated_s: float | None = None
         self._suspends_taken = 0
         self._resumes_taken = 0
 
@@ -49,6 +52,11 @@ class Signals:
     def terminates(self) -> int:
         """How often SIGTERM or SIGHUP came."""
         return self._counts[signal.SIGTERM] + self._counts[signal.SIGHUP]
+
+    @property
+    def terminated_s(self) -> float | None:
+        """When the first of those came, on this machine's clock since boot; None: none came."""
+        return self._terminated_s
 
     @property
     def drain(self) -> int:
@@ -106,6 +114,8 @@ class Signals:
 
     def _count(self, signum: int, frame: FrameType | None) -> None:
         self._counts[signal.Signals(signum)] += 1
+        if self._terminated_s is None and self.terminates:
+            self._terminated_s = SystemClock().boottime()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from gpuledger.model import (
 )
 from gpuledger.origin import Origin
 from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
-from gpuledger.patience import AT_THE_START, OUT_OF_REACH, Patience
+from gpuledger.patience import AT_THE_START, LEAVE_WITHIN_S, OUT_OF_REACH, Patience
 from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
 from gpuledger.readiness import Readiness
@@ -140,7 +140,15 @@ class Worker:
         self._tools = tools
         self._signals = tools.signals
         self._gpus = tools.gpus
-        self._patience = Patience(ledger, signals=tools.signals, say=say)
+        self._patience = Patience(
+            ledger,
+            signals=tools.signals,
+            clock=clock,
+            say=say,
+            leave_within_s=(
+                LEAVE_WITHIN_S if tools.allocation is None else tools.allocation.leave_within_s
+            ),
+        )
         self._company = Company(ledger, clock=clock, say=say, admit=tools.admit)
         self._room_on_disk = Room(ledger.folder / "runs", clock=clock)
         self._readiness = Readiness(tools.gpus, self._room_on_disk, ledger, clock=clock, say=say)
@@ -443,7 +451,9 @@ class Worker:
             gpu_lost=self._gpus.lost_for_long if self._gpus is not None else lambda: None,
             time_is_up=self._time_is_up(claim),
             disk_is_full=self._room_on_disk.is_full,
-            shares_signals=self._tools.allocation is not None,
+            shares_signals=(
+                self._tools.allocation is not None and self._tools.allocation.shares_signals
+            ),
             leaving_grace_s=(
                 runner.LEAVING_GRACE_S
                 if self._tools.allocation is None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,11 @@ from gpuledger.clock import SystemClock
 from gpuledger.errors import LedgerBusy, LedgerError, LedgerTooNew, NotAllowed
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, NothingToDo, Outcome, TaskState
+from gpuledger.patience import Patience
 from gpuledger.process import CannotStart, become_subreaper
 from gpuledger.pulse import Pulse
 from gpuledger.recorder import Recorder
+from gpuledger.running_task import Exit
 from gpuledger.selection import Selection
 from gpuledger.signals import Signals, listen
 from gpuledger.why import why_pending
@@ -236,10 +239,61 @@ def test_what_was_done_is_kept_when_the_ledger_became_too_new_meanwhile(
     assert [letter.token.task for letter in outbox.letters(folder)] == ["exp_0_0"]
 
 
+@pytest.mark.parametrize(
+    ("shared", "ran_s", "told_after_s", "is_ours"),
+    [
+        (False, 60.0, 0.0, False),
+        (True, 0.1, 0.0, True),
+        (True, 0.1, 0.04, False),
+        (True, 60.0, 0.04, True),
+        (True, 60.0, 0.2, False),
+    ],
+)
+def test_where_slurm_signals_the_task_as_well_a_success_may_be_none(
+    shared: bool, ran_s: float, told_after_s: float, is_ours: bool
+) -> None:
+    clock = ManualClock()
+    told_s = clock.boottime() + told_after_s
+
+    class Told:
+        interrupts = 0
+
+        @property
+        def terminates(self) -> int:
+            return int(clock.boottime() >= told_s)
+
+        def wait(self, timeout_s: float) -> None:
+            clock.advance(min(timeout_s, 0.01))
+
+    around: Any = SimpleNamespace(signals=Told(), clock=clock, shares_signals=shared)
+    verdict = runner._died_with_us(Exit(exit_code=0), around, ran_s=ran_s)
+    assert (verdict is not None and verdict.outcome is Outcome.INTERRUPTED) is is_ours
+
+
+def test_who_is_told_to_leave_waits_in_line_for_the_ledger_while_there_is_time(
+    ledger: Ledger,
+) -> None:
+    clock = ManualClock(boot=SystemClock().boottime())
+    with told_to_leave_in_time() as signals:
+        patience = Patience(ledger, signals=signals, clock=clock, say=print, leave_within_s=20.0)
+        patience.hasten()
+        assert ledger.store.lock_timeout_s > 20.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        clock.advance(5.0)
+        patience.hasten()
+        assert 14.0 < ledger.store.lock_timeout_s < 16.0
+        clock.advance(60.0)
+        patience.hasten()
+        assert ledger.store.lock_timeout_s == 2.0
+
+
 def test_a_worker_told_to_leave_does_not_wait_for_a_long_grace(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stubborn = "trap '' TERM; sleep 60 & kill -TERM $PPID; exit 0"
+    stubborn = (
+        "worker=$PPID task=$$; trap '' TERM;"
+        " (while kill -0 $task; do :; done; kill -TERM $worker; exec sleep 60) & exit 0"
+    )  # as long as nobody waited for it, there is somebody to signal
     ledger.add_sweep(spec(points=1, command=("sh", "-c", stubborn), kill_grace_s=600.0))
     monkeypatch.setattr(runner, "LEAVING_GRACE_S", 0.3)
     become_subreaper()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 
 from gpuledger import slurm, slurm_jobs
-from gpuledger.allocation import Allocation, Span, parse_kill_wait, parse_span, place_of
+from gpuledger.allocation import (
+    Allocation,
+    Span,
+    parse_kill_wait,
+    parse_shares_signals,
+    parse_span,
+    place_of,
+)
 from gpuledger.cli.output import note
 from gpuledger.clock import Clock
 from gpuledger.errors import LedgerError
@@ -24,7 +31,14 @@ def find_allocation(clock: Clock) -> Allocation | None:
         return None
     if place.node != "?":
         os.environ.setdefault("GPULEDGER_HOST", place.node)
-    return Allocation(place, ask=lambda: _span(place.job), clock=clock, kill_wait_s=_kill_wait_s())
+    configuration = _configuration()
+    return Allocation(
+        place,
+        ask=lambda: _span(place.job),
+        clock=clock,
+        kill_wait_s=parse_kill_wait(configuration),
+        shares_signals=parse_shares_signals(configuration),
+    )
 
 
 def _span(job: str) -> Span | None:
@@ -35,11 +49,11 @@ def _span(job: str) -> Span | None:
         return None
 
 
-def _kill_wait_s() -> float | None:
+def _configuration() -> str:
     try:
-        return parse_kill_wait(slurm.configuration())
+        return slurm.configuration()
     except LedgerError:
-        return None
+        return ""
 
 
 def enter_allocation(
