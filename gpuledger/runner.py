@@ -40,9 +40,8 @@ BLIND_S = 10.0
 TOGETHER_S = 1.0
 """Signals sent to a task and its worker at once arrive within this."""
 
-BRIEFLY_S = 0.05
-LONG_S = 2.5
-"""After a success one waits for it more briefly, and only where the task took much longer."""
+BRIEF_SHARE = 0.02
+"""After a success one waits for no longer than this share of the time that the task took."""
 
 
 class LeaseGone(Exception):
@@ -294,8 +293,8 @@ def _died_with_us(ended: Exit | None, around: Surroundings, *, ran_s: float) -> 
     is_asked = ended.signal in asked or (ended.exit_code or 0) - SHELL_SIGNAL_BASE in asked
     if is_asked or (around.shares_signals and ended.exit_code != 0):
         _wait_to_be_told(around, TOGETHER_S)
-    elif around.shares_signals and ran_s > LONG_S:
-        _wait_to_be_told(around, BRIEFLY_S)
+    elif around.shares_signals:
+        _wait_to_be_told(around, min(BRIEF_SHARE * ran_s, TOGETHER_S))
     if _is_told_to_leave(around):
         return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
     return None

@@ -245,8 +245,9 @@ def test_what_was_done_is_kept_when_the_ledger_became_too_new_meanwhile(
         (False, 60.0, 0.0, False),
         (True, 0.1, 0.0, True),
         (True, 0.1, 0.04, False),
-        (True, 60.0, 0.04, True),
-        (True, 60.0, 0.2, False),
+        (True, 5.0, 0.08, True),
+        (True, 600.0, 0.9, True),
+        (True, 600.0, 1.2, False),
     ],
 )
 def test_where_slurm_signals_the_task_as_well_a_success_may_be_none(
