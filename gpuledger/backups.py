@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gpuledger import schema
 from gpuledger.clock import Clock
 from gpuledger.diary import FOLDER as DIARIES
 from gpuledger.errors import LedgerDamaged, LedgerError, LedgerUnreachable
@@ -145,9 +146,9 @@ def examine(path: Path) -> str | None:
                 return found
             if db.execute("SELECT 1 FROM ledger").fetchone() is None:
                 return "it describes no ledger"
-    except sqlite3.Error as error:
+            return schema.unreadable(db)
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter by damage to the schema
         return str(error)
-    return None
 
 
 def existing(folder: Path) -> list[Backup]:

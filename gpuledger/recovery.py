@@ -147,7 +147,7 @@ def diagnose(folder: Path) -> str | None:
                 return None  # a newer gpuledger's: not for this one to judge
             if version < 0:
                 return CONDEMNED
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return str(error)
     return examine(path)
 

@@ -8,6 +8,7 @@ machine alone; durations are seconds.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 
@@ -253,3 +254,54 @@ def migrate(db: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS
             db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+def is_no_text(error: sqlite3.Error) -> bool:
+    """Tell whether a text could not be read: Python's sqlite3 has no code of its own for it."""
+    return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
+
+
+def unreadable(db: sqlite3.Connection) -> str | None:
+    """Return which of its texts cannot be read, or None.
+
+    SQLite's own check looks at pages, indexes and constraints, and it keeps no checksums: what is
+    damaged within a text is found only by reading it, and within a number not at all.
+    """
+    tables = db.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    ).fetchall()
+    for (table,) in tables:
+        texts = [
+            row["name"]
+            for row in db.execute(f"PRAGMA table_info({table})")
+            if row["type"] == "TEXT"
+        ]
+        for column in texts:
+            problem = _unreadable_in(db, table, column)
+            if problem is not None:
+                return f"{table}.{column}: {problem}"
+    return None
+
+
+JSON = frozenset({"params", "settings", "failing", "metrics", "origin", "data", "gpus", "details"})
+"""The columns that hold JSON, in whichever table."""
+
+
+def _unreadable_in(db: sqlite3.Connection, table: str, column: str) -> str | None:
+    try:
+        for _ in db.execute(f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL"):
+            pass  # Python decodes each
+    except sqlite3.OperationalError as error:
+        if not is_no_text(error):
+            raise
+        return str(error)
+    if column not in JSON:
+        return None
+    kept = f"{column} IS NOT NULL"
+    doubtful = f"SELECT {column} FROM {table} WHERE {kept} AND NOT json_valid({column})"
+    for (text,) in db.execute(doubtful):  # NaN, for one, is JSON for Python alone
+        try:
+            json.loads(text)
+        except ValueError as error:
+            return f"no JSON: {error}"
+    return None

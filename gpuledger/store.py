@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import sqlite3
@@ -398,6 +399,8 @@ class Store:
             yield
         except (sqlite3.Error, OSError) as error:
             raise self._explained(error) from error
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise LedgerDamaged(self.path, f"what it holds is no text: {error}") from error
 
     def _explained(self, error: sqlite3.Error | OSError) -> LedgerError:
         if isinstance(error, OSError):
@@ -405,7 +408,7 @@ class Store:
         if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
             raise error  # a bug: keep its traceback
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or schema.is_no_text(error):
             return LedgerDamaged(self.path, str(error))
         if code == sqlite3.SQLITE_FULL:
             return self._unreachable("its disk is full", "free some space, then try again")

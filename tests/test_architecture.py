@@ -43,7 +43,7 @@ RANK = {
     "store": 2,
     "chosen": 2,
     "why": 2,
-    "eta": 2,
+    "eta": 3,
     "results": 2,
     "parquet": 3,
     "steps": 3,

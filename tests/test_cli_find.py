@@ -28,6 +28,17 @@ def test_the_nearest_ledger_above_is_found(tmp_path: Path, monkeypatch: pytest.M
     assert find_ledger(None) == nearest
 
 
+def test_a_ledger_whose_file_is_missing_is_found_to_be_recovered(tmp_path: Path) -> None:
+    shared = make(tmp_path / "shared")
+    run("backup", "--ledger", str(shared))
+    (shared / "ledger.db").unlink()
+    assert find_ledger(shared) == shared
+    assert folder_to_use(shared) == shared, "no second one beside it"
+    assert "its file is missing" in run("status", "--ledger", str(shared), exit_code=74).stderr
+    run("recover", "--ledger", str(shared))
+    assert has_database(shared)
+
+
 def test_without_a_ledger_the_error_says_how_to_make_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

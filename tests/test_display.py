@@ -567,6 +567,8 @@ def test_failures_are_grouped_by_outcome_and_error_whatever_numbers_it_has() -> 
     )
     assert [cause.tasks for cause in found] == [2, 1, 1, 1]
     assert found[0].latest.task == "a_1_0"
+    codes = [failure(f"a_{code}_0", error=f"exit code {code}, no output") for code in (1, 42, 43)]
+    assert [cause.tasks for cause in causes(codes)] == [1, 1, 1]
 
 
 def test_each_cause_has_a_line_before_one_has_a_traceback() -> None:

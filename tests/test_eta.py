@@ -37,6 +37,13 @@ def test_work_is_shared_by_the_workers() -> None:
     assert left([exp(running=1, pending=1)], [running(elapsed_s=60.0)]) == pytest.approx(140.0)
 
 
+def test_a_worker_that_is_perhaps_dead_promises_nothing() -> None:
+    dead = running(elapsed_s=3000.0, step=1, total=20, heartbeat_age_s=3000.0)
+    assert left([exp(running=1, pending=5)], [dead]) is None
+    alive = running(task="exp_1_0", elapsed_s=50.0, heartbeat_age_s=1.0)
+    assert left([exp(running=2, pending=1)], [dead, alive]) == pytest.approx(150.0)
+
+
 def test_idle_workers_do_not_hurry_the_task_that_is_running() -> None:
     alone = [running(elapsed_s=30.0), *idle(7)]
     assert left([exp(running=1)], alone) == pytest.approx(70.0)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,46 @@ def test_a_damaged_backup_is_passed_over(ledger: Ledger) -> None:
     assert done.backup is not None
     assert done.backup.path == good.path
     assert bad.path.exists(), "nothing is ever deleted by a recovery"
+
+
+def overwritten(path: Path, text: bytes, by: bytes) -> None:
+    """Damage what a page holds, not its structure."""
+    whole = path.read_bytes()
+    assert text in whole
+    path.write_bytes(whole.replace(text, by))
+
+
+@pytest.mark.parametrize(
+    ("text", "by"),
+    [
+        (b"an error to find", b"an er\xff\xfe to find"),
+        (b'{"lr": 2}', b'{"lr\x7f: 2}'),
+        (b"CREATE TABLE task (", b"CREATE TABLE t\xbek ("),
+    ],
+)
+def test_damage_within_a_text_is_damage(ledger: Ledger, text: bytes, by: bytes) -> None:
+    worker = NotingWorker(ledger, "w")
+    worker.end(worker.claim(), Ending(outcome=Outcome.FAILED, error="an error to find"))
+    good = take(ledger.store, clock=SystemClock())
+    assert ledger.task("exp_0_0").last_error == "an error to find"
+    before = [(task.task, task.params, task.last_error) for task in ledger.tasks()]
+    overwritten(ledger.store.path, text, by)
+
+    with pytest.raises(LedgerDamaged):
+        ledger.tasks()
+    with pytest.raises(LedgerDamaged):
+        take(ledger.store, clock=SystemClock())
+    done = recover(ledger.folder, clock=SystemClock())
+    assert done.backup == good
+    assert [(task.task, task.params, task.last_error) for task in ledger.tasks()] == before
+
+
+def test_what_only_python_calls_json_is_no_damage(ledger: Ledger) -> None:
+    worker = NotingWorker(ledger, "w")
+    nan = replace(COMPLETED, metrics={"loss": float("nan"), "acc": float("inf")})
+    worker.end(worker.claim(), nan)
+    assert take(ledger.store, clock=SystemClock()).path.exists()
+    assert recover(ledger.folder, clock=SystemClock()).backup is None
 
 
 def test_without_a_good_backup_nothing_is_touched(ledger: Ledger) -> None:

@@ -10,6 +10,7 @@ from gpuledger.ledger import Ledger
 
 FOLDER_NAME = ".gpuledger"
 DATABASE_NAME = "ledger.db"
+BACKUPS_NAME = "backups"
 
 
 def open_ledger(given: Path | None, *, lock_timeout_s: float = 60.0) -> Ledger:
@@ -79,7 +80,16 @@ def _named(given: Path) -> Path:
 
 
 def _is_ledger(folder: Path) -> bool:
-    return _is_folder(folder) if folder.name == FOLDER_NAME else has_database(folder)
+    if folder.name == FOLDER_NAME:
+        return _is_folder(folder)
+    return has_database(folder) or _has_backups(folder)
+
+
+def _has_backups(folder: Path) -> bool:
+    """Tell whether there was a ledger: its file may be what has to be recovered."""
+    with contextlib.suppress(OSError):
+        return any((folder / BACKUPS_NAME).glob("*.db"))
+    return False
 
 
 def has_database(folder: Path) -> bool:

@@ -24,8 +24,9 @@ LEAST_NAME = 20
 NAME_END = 6
 """Of a task's name `_42_1` tells it from the others."""
 
-VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
-"""What differs between two occurrences of the same error: addresses, sizes, numbers of files."""
+VARYING = re.compile(r"0x[0-9a-fA-F]+|(?<!exit code )(?<!\d)\d+")
+"""What differs between two occurrences of the same error: addresses, sizes, numbers of files.
+Another exit code is another error."""
 
 POINTERS = re.compile(r"\s*[~^]+[\s~^]*")
 """Lines of a traceback that only point at the line above."""
