@@ -78,7 +78,8 @@ class Allocation:
         grace_s: How long a task may take to end when its worker was told to leave.
         leave_within_s: How soon after that its worker must be out.
         shares_signals: Whether Slurm may signal the task as well as its worker.
-        whole_s: How much time the whole allocation had; None: no end is known.
+        whole_s: How much time the whole allocation had for its worker, once that had begun: what
+            another like it would have. None: no end is known.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Allocation:
         self._warned = False
         self._ends_s: float | None = None
         span = self._look()
-        self.whole_s = span.whole_s if span is not None else None
+        self.whole_s = span.left_s if span is not None else None
 
     def _look(self) -> Span | None:
         span = self._ask()
@@ -120,7 +121,9 @@ class Allocation:
         """Take note of the scheduler's warning: ask once more when the end is."""
         if not self._warned:
             self._warned = True
-            self._look()
+            span = self._look()
+            if self.whole_s is None and span is not None:  # nobody could say it in the beginning
+                self.whole_s = span.whole_s
 
     def time_left_s(self) -> float | None:
         """Return the seconds until the allocation ends; None: no end is known."""

@@ -8,10 +8,10 @@ asked for; the commands are sbatch, squeue, scancel and scontrol.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,13 @@ QUICKLY_S = 60.0
 LOG_TAIL_LINES = 8
 LOG_TAIL_BYTES = 16384
 OPTION = re.compile(r"-[A-Za-z]|--[a-z][a-z0-9-]*")
-SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
+SQUEUE_FORMAT = "%i|%T|%r|%N|%M|%o"
+NOT_PASSED_ON: Mapping[str, str] = {
+    **dict.fromkeys(("--wait", "-W"), "it would not return before the workers end"),
+    **dict.fromkeys(("--array", "-a"), "--workers and --throttle say that"),
+    "--test-only": "that is 'slurm start --test'",
+    "--wrap": "there is a script already",
+}
 OF_THE_JOB = ("SLURM_", "SLURMD_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "GPULEDGER_HOST")
 """What a job's environment says of that job alone: one that it submits must not inherit it."""
 
@@ -71,6 +77,7 @@ class Job:
         reason: Why it waits, as Slurm says.
         node: Empty while it waits.
         elapsed: How long it runs, as in `1:02:03`.
+        script: Path of its script, as it was submitted; empty: not known.
     """
 
     id: str
@@ -78,6 +85,7 @@ class Job:
     reason: str
     node: str
     elapsed: str = ""
+    script: str = ""
 
 
 class SlurmFailed(LedgerError):
@@ -205,6 +213,10 @@ def _extra_lines(extra: Sequence[str]) -> list[str]:
 
 def _option(word: str) -> str:
     name, equals, value = word.partition("=")
+    if name in NOT_PASSED_ON:
+        raise BadUsage(
+            f"{name} cannot be passed on to sbatch: {NOT_PASSED_ON[name]}; nothing was submitted"
+        )
     if not OPTION.fullmatch(name):
         if word.startswith("--") or not OPTION.fullmatch(word[:2]):
             raise _no_option(word)
@@ -226,10 +238,24 @@ def submit(script: Path, *, test: bool = False, array: str | None = None) -> str
     """Give a script to sbatch; return the job's number, or what `--test-only` says."""
     options = ["--test-only"] if test else ["--parsable"]
     options += [f"--array={array}"] if array is not None else []
-    answer = call("sbatch", *options, str(script))
+    answer = call("sbatch", *options, str(script), without=_overriding(script))
     if test:
         return _text(answer.errors or answer.output)
-    return _text(answer.output).split(";")[0]
+    job = _text(answer.output).split(";")[0]
+    if not job.isdigit():
+        raise SlurmFailed(f"'sbatch' told no job's number but {job!r}", hint=None)
+    return job
+
+
+def _overriding(script: Path) -> frozenset[str]:
+    """Return the variables that would make sbatch pass over what the script says.
+
+    sbatch(1), 'INPUT ENVIRONMENT VARIABLES': they beat #SBATCH lines, and a profile may set some
+    as a default.
+    """
+    lines = re.findall(r"^#SBATCH --([a-z-]+)", script.read_text(encoding="utf-8"), re.MULTILINE)
+    names = {f"SBATCH_{line.upper().replace('-', '_')}" for line in lines}
+    return frozenset(names | {"SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SBATCH_NO_REQUEUE"})
 
 
 def queue(job_ids: Sequence[str]) -> list[Job]:
@@ -243,26 +269,41 @@ def queue(job_ids: Sequence[str]) -> list[Job]:
     return [job for job in jobs if job.state not in ENDED_STATES]
 
 
+NO_ANSWER = "did not answer"
+GONE = ("nvalid job id", "already complet")
+REQUEUE_TRIES = 3
+REQUEUE_PAUSE_S = 2.0
+
+RUNNING_STATES = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"})
 ENDED_STATES = frozenset(
     {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
-    | {"OUT_OF_MEMORY", "REVOKED"}
+    | {"OUT_OF_MEMORY", "REVOKED", "PREEMPTED"}
 )
 
 
 def parse_queue(text: str) -> list[Job]:
     """Return the lines of `squeue -o SQUEUE_FORMAT`; odd ones are left out."""
     jobs = []
+    separators = SQUEUE_FORMAT.count("|")
     for line in text.splitlines():
-        fields = line.split("|")
-        if len(fields) == SQUEUE_FORMAT.count("|") + 1:
-            task, state, reason, node, elapsed = fields
-            jobs.append(Job(id=task, state=state, reason=reason, node=node, elapsed=elapsed))
+        fields = line.split("|", separators)  # the last one, a path, may have some of its own
+        if len(fields) == separators + 1:
+            task, state, reason, node, elapsed, script = fields
+            jobs.append(
+                Job(id=task, state=state, reason=reason, node=node, elapsed=elapsed, script=script)
+            )
     return jobs
 
 
 def describe(job: str) -> str:
     """Return what Slurm says of a job, as `NAME=VALUE` words."""
     return _text(call("scontrol", "--oneliner", "show", "job", job).output)
+
+
+def script_of(job: str) -> str | None:
+    """Return the path of the script that a job was made of; None where nobody can say."""
+    found = re.search(r"(?:^| )Command=(.*?) WorkDir=", describe(job))
+    return found[1] if found else None
 
 
 def configuration() -> str:
@@ -272,25 +313,41 @@ def configuration() -> str:
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
     """Cancel jobs, or send them a signal; what has ended meanwhile is no error."""
-    if jobs:
-        with contextlib.suppress(SlurmFailed):
-            call("scancel", *options, *jobs)
+    if not jobs:
+        return
+    try:
+        call("scancel", *options, *jobs)
+    except SlurmFailed as error:
+        if not any(said in error.problem for said in GONE):
+            raise
 
 
 def requeue(job: str) -> None:
-    """Let Slurm start this very job again; it sends it SIGTERM, and waits two minutes."""
+    """Let Slurm start this very job again; it sends it SIGTERM, and waits two minutes.
+
+    It is asked again after a failure: nobody else would bring back what is left to do.
+    """
+    for _ in range(REQUEUE_TRIES - 1):
+        try:
+            call("scontrol", "requeue", job)
+            return
+        except SlurmFailed as error:
+            if NO_ANSWER in error.problem:  # it may have been heard all the same
+                raise
+            threading.Event().wait(REQUEUE_PAUSE_S)
     call("scontrol", "requeue", job)
 
 
-def call(program: str, *arguments: str) -> Answer:
-    """Run one of Slurm's commands; raise what a user can act on."""
+def call(program: str, *arguments: str, without: frozenset[str] = frozenset()) -> Answer:
+    """Run one of Slurm's commands, without some variables; raise what a user can act on."""
+    env = outside_a_job(os.environ)
     try:
         answer = ask(
             [program, *arguments],
             timeout_s=COMMAND_TIMEOUT_S,
             limit_bytes=COMMAND_LIMIT_BYTES,
             cwd=None,
-            env=outside_a_job(os.environ),
+            env={name: value for name, value in env.items() if name not in without},
         )
     except CannotStart as error:
         raise Unavailable(
@@ -300,7 +357,7 @@ def call(program: str, *arguments: str) -> Answer:
         ) from error
     if answer.exit_code is None:
         raise SlurmFailed(
-            f"'{program}' did not answer for {COMMAND_TIMEOUT_S:g} s",
+            f"'{program}' {NO_ANSWER} for {COMMAND_TIMEOUT_S:g} s",
             hint="is Slurm's controller up? 'scontrol ping' tells",
         )
     if answer.exit_code:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuledger import slurm
-from gpuledger.allocation import LAST_CALL_S, Allocation
+from gpuledger.allocation import LAST_CALL_S, Allocation, Place
 from gpuledger.errors import LedgerError, Unavailable
 from gpuledger.heartbeat import SILENT_S
 from gpuledger.ledger import Ledger
@@ -24,6 +24,8 @@ from gpuledger.resources import misfit
 from gpuledger.spec import settings_from_json
 
 LOCK = "balance.lock"
+STOP_LOOKS = 3
+NOT_HELD = slurm.RUNNING_STATES | {"PENDING", "COMPLETING"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,20 @@ def submissions(ledger: Ledger) -> list[Submission]:
         return found
 
     return ledger.store.read(ask)
+
+
+def queue(known: Sequence[Submission]) -> list[slurm.Job]:
+    """Return what Slurm has of these submissions.
+
+    Another cluster, or one that was set up anew, may have given a number to somebody's other job:
+    only what was made of the same script counts.
+    """
+    scripts = {found.id: found.script for found in known}
+    return [
+        job
+        for job in slurm.queue(list(scripts))
+        if job.script in ("", scripts[job.id.partition("_")[0]])
+    ]
 
 
 def record(ledger: Ledger, submission: Submission) -> None:
@@ -243,12 +259,12 @@ def balance(
                 return  # who has it looks at the same queue now
             found = ledger.outlook(me, sweeps=sweeps, time_left_s=allocation.whole_s)
             family = [found for found in known if found.script == own.script]
-            queued = slurm.queue([found.id for found in family])
+            queued = queue(family)
             others = [job for job in queued if not (leaving and job.id == mine)]
             facts = [worker for worker in workers(ledger) if worker.job != mine]
             change = plan(others, facts, pending=found.pending, limit=own.autoscale)
             if change.cancel:
-                slurm.cancel(change.cancel)
+                slurm.cancel(change.cancel, "--state=PENDING")  # one may have begun by now
                 say(f"Slurm: cancelled {len(change.cancel)} waiting allocations: no tasks for them")
             if change.submit:
                 require_living(ledger, family, queued)
@@ -256,6 +272,10 @@ def balance(
                 job = slurm.submit(Path(own.script), array=tasks)
                 record(ledger, replace(own, id=job, at=ledger.now(), workers=change.submit))
                 say(f"Slurm: submitted {change.submit} more allocations (job {job})")
+                if is_stopped(ledger, mine):  # by somebody who did not know of these
+                    record(ledger, replace(own, id=job, workers=change.submit, stopped=True))
+                    slurm.cancel([job])
+                    say(f"Slurm: cancelled job {job}: 'gpuledger slurm stop' came meanwhile")
     except (LedgerError, OSError) as error:
         say(f"allocations were not adjusted: {error}")
 
@@ -323,6 +343,26 @@ def may_come_back(
     return bool(ledger.outlook(me, sweeps=sweeps, time_left_s=allocation.whole_s).pending)
 
 
+def adopt(ledger: Ledger, place: Place, *, script: str | None, workers: int) -> None:
+    """Record the submission of an allocation that nobody could record when it was submitted.
+
+    Args:
+        ledger: The ledger.
+        place: Of the allocation.
+        script: What Slurm says that it was made of; only scripts of this ledger's are ours.
+        workers: How many array tasks it has.
+    """
+    if script is None or Path(script).parent != ledger.folder / slurm.FOLDER:
+        return
+    number = place.job.partition("_")[0]
+    record(ledger, Submission(id=number, at=ledger.now(), workers=workers, script=script))
+
+
+def is_unknown(ledger: Ledger, job: str) -> bool:
+    """Tell whether no submission is recorded that an array task belongs to."""
+    return _own(submissions(ledger), job) is None
+
+
 def is_stopped(ledger: Ledger, job: str) -> bool:
     """Tell whether an operator stopped the submission that an array task belongs to."""
     own = _own(submissions(ledger), job)
@@ -340,19 +380,36 @@ def stop(ledger: Ledger, *, now: bool) -> tuple[int, int]:
     Returns:
         How many waited, and how many ran.
     """
-    jobs = [found.id for found in submissions(ledger) if not found.stopped]
-    slurm.queue(jobs)  # without Slurm nothing is changed
+    slurm.queue([found.id for found in submissions(ledger)])  # without Slurm nothing is changed
 
     def change(db: sqlite3.Connection) -> None:
         db.execute("UPDATE slurm_job SET data = json_set(data, '$.stopped', json('true'))")
 
     ledger.store.write(change, operation="slurm stop")
-    queued = slurm.queue(jobs)  # asked after that: none of them comes back from here on
-    waiting = [job.id for job in queued if job.state == "PENDING"]
-    running = [job.id for job in queued if job.state != "PENDING"]
-    slurm.cancel(waiting)
-    slurm.cancel(running, *([] if now else ["--batch", "--signal=USR1"]))
-    return len(waiting), len(running)
+    # Asked after that: none of them comes back from here on. What was stopped before is asked for
+    # as well: it may not have been told, or is to be ended now.
+    waiting: set[str] = set()
+    told: set[str] = set()
+    try:
+        for _ in range(STOP_LOOKS):  # what waited may have begun before it was cancelled
+            queued = queue(submissions(ledger))
+            pending = [job.id for job in queued if job.state == "PENDING"]
+            running = [job.id for job in queued if job.state in slurm.RUNNING_STATES]
+            held = [job.id for job in queued if job.state not in NOT_HELD]
+            slurm.cancel(pending, "--state=PENDING")
+            slurm.cancel(held)
+            fresh = [job for job in running if job not in told]
+            slurm.cancel(fresh, *([] if now else ["--batch", "--signal=USR1"]))
+            told.update(fresh)
+            waiting.update((*pending, *held))
+            if not pending:
+                break
+    except slurm.SlurmFailed as error:
+        raise slurm.SlurmFailed(
+            f"{error.problem}; no allocation comes back, but not all could be told to end",
+            hint="say it again",
+        ) from error
+    return len(waiting - told), len(told)
 
 
 # --- what is shown ------------------------------------------------------------------------------

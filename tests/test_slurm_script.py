@@ -17,9 +17,11 @@ from gpuledger.allocation import (
     Allocation,
     Place,
     Span,
+    leave_within_s,
     leaving_grace_s,
     parse_duration,
     parse_kill_wait,
+    parse_shares_signals,
     parse_span,
     place_of,
 )
@@ -118,11 +120,18 @@ def test_a_short_allocation_is_warned_later(
 
 
 def test_the_queue_is_read_and_odd_lines_are_left_out() -> None:
-    jobs = parse_queue("12_1|RUNNING|None|n1|1:00\n12_2|PENDING|Resources||2:00\nslurm: odd\n")
+    jobs = parse_queue(
+        "12_1|RUNNING|None|n1|1:00|/l/a|b.sh\n12_2|PENDING|Resources||2:00|/l/c.sh\nslurm: odd\n"
+    )
     assert jobs == [
-        Job(id="12_1", state="RUNNING", reason="None", node="n1", elapsed="1:00"),
-        Job(id="12_2", state="PENDING", reason="Resources", node="", elapsed="2:00"),
-    ]
+        Job(
+            id="12_1", state="RUNNING", reason="None", node="n1", elapsed="1:00", script="/l/a|b.sh"
+        ),
+        Job(
+            id="12_2", state="PENDING", reason="Resources", node="", elapsed="2:00",
+            script="/l/c.sh",
+        ),
+    ]  # fmt: skip
 
 
 def queued(id: str, state: str) -> Job:
@@ -215,6 +224,23 @@ def test_a_task_gets_no_more_time_to_end_than_its_worker_has() -> None:
     assert leaving_grace_s(1) == 0.5
 
 
+def test_who_follows_processes_by_control_groups_signals_the_worker_alone() -> None:
+    assert not parse_shares_signals("a = 1\nProctrackType           = proctrack/cgroup\n")
+    assert parse_shares_signals("ProctrackType           = proctrack/linuxproc\n")
+    assert parse_shares_signals(""), "nobody knows"
+
+
+@pytest.mark.parametrize(("kill_wait_s", "within_s"), [(None, 22), (30, 27), (5, 4), (1, 1)])
+def test_a_worker_is_out_before_slurm_kills_it(kill_wait_s: float | None, within_s: float) -> None:
+    assert leave_within_s(kill_wait_s) == within_s
+
+
+@pytest.mark.parametrize("words", [["--wait"], ["-W"], ["--array=1-5"], ["-a", "3"], ["--wrap=x"]])
+def test_what_would_break_a_submission_is_not_passed_on(words: list[str]) -> None:
+    with pytest.raises(BadUsage, match=r"cannot be passed on to sbatch: .*nothing was submitted"):
+        script(Path("/l"), extra=tuple(words))
+
+
 def test_what_a_job_submits_knows_nothing_of_that_job() -> None:
     inside = {
         "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "SLURMD_NODENAME": "n1", "HOME": "/h",
@@ -279,7 +305,10 @@ def test_the_end_is_asked_for_again_when_the_warning_comes() -> None:
     prolonged = lent(100, 3600, 0)
     assert prolonged.verdict(usual_s=1000, elapsed_s=0, warned=True) is None
     assert prolonged.verdict(usual_s=1000, elapsed_s=0, warned=True) is None, "asked once more only"
-    assert prolonged.whole_s == 7200
+    assert prolonged.whole_s == 100
+    told_late = lent(None, 60)
+    told_late.warn()
+    assert told_late.whole_s == 7200
 
 
 def died(folder: Path, task: str, *, after_s: float = 5.0, says: str = "boom\n") -> None:

@@ -61,6 +61,14 @@ def enter_allocation(
 ) -> bool:
     """Let allocations follow what is pending; False: an operator has stopped this one."""
     try:
+        workers = os.environ.get("SLURM_ARRAY_TASK_MAX", "")
+        if slurm_jobs.is_unknown(ledger, allocation.place.job) and workers.isdigit():
+            slurm_jobs.adopt(
+                ledger,
+                allocation.place,
+                script=slurm.script_of(allocation.place.job),
+                workers=int(workers),
+            )
         stopped = slurm_jobs.is_stopped(ledger, allocation.place.job)
     except LedgerError:
         return True  # the worker waits for the ledger, and says so

@@ -16,7 +16,7 @@ from gpuledger.cli.options import AsJson, LedgerDir
 from gpuledger.cli.output import echo, echo_json, echo_table, note
 from gpuledger.cli.trust import require_trusted
 from gpuledger.display.text import several
-from gpuledger.errors import BadUsage, LedgerError
+from gpuledger.errors import BadUsage, LedgerError, Unavailable
 
 app = typer.Typer()
 slurm = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -148,7 +148,7 @@ def start(
             script.unlink()
         return
     known = jobs.submissions(opened)
-    queued = cluster.queue([found.id for found in known])
+    queued = jobs.queue(known)
     if not force:
         jobs.require_living(opened, known, queued)
     count = workers
@@ -162,17 +162,22 @@ def start(
             return
     with _written(folder / cluster.FOLDER, text, opened.now()) as script:
         job = cluster.submit(script, array=cluster.array(count, throttle))
-    jobs.record(
-        opened,
-        jobs.Submission(
-            id=job,
-            at=opened.now(),
-            workers=count,
-            script=str(script),
-            autoscale=workers if autoscale else None,
-            throttle=throttle,
-        ),
+    submission = jobs.Submission(
+        id=job,
+        at=opened.now(),
+        workers=count,
+        script=str(script),
+        autoscale=workers if autoscale else None,
+        throttle=throttle,
     )
+    try:
+        jobs.record(opened, submission)
+    except LedgerError as error:
+        raise Unavailable(
+            f"job {job} was submitted, but could not be recorded: "
+            f"{error.problem.removesuffix('; nothing was changed')}",
+            hint=f"its first worker will record it; 'scancel {job}' takes it back",
+        ) from error
     if as_json:
         echo_json({"job": job, "workers": count, "script": str(script)})
         return
@@ -189,13 +194,12 @@ def status(ledger: LedgerDir = None, as_json: AsJson = False) -> None:
       gpuledger slurm status
       gpuledger slurm status --json
     """
-    from gpuledger import slurm as cluster
     from gpuledger import slurm_jobs as jobs
     from gpuledger.ledger import Ledger
 
     opened = Ledger.open(find_ledger(ledger))
     known = jobs.submissions(opened)
-    queued = cluster.queue([found.id for found in known])
+    queued = jobs.queue(known)
     rows = jobs.rows(known, queued, jobs.workers(opened), opened.folder)
     if as_json:
         echo_json(rows)

@@ -204,7 +204,9 @@ def work_on(
 
     clock = SystemClock()
     allocation = find_allocation(clock)
-    ledger = Ledger.open(folder, lock_timeout_s=5.0)
+    # Many allocations may begin at once, and nobody is there to start one again.
+    ledger = Ledger.open(folder, lock_timeout_s=5.0 if allocation is None else 60.0)
+    ledger.store.lock_timeout_s = 5.0
     require_shared_locks(ledger, unsafe=unsafe)
     if sweeps:
         ledger.require_sweeps(sweeps)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gpuledger import slurm_jobs
+from gpuledger.ledger import Ledger
 from tests.fake_nvml import FakeGpu, environment
 from tests.helpers import wait_until
 from tests.shell import records, write_sweep
@@ -235,6 +238,71 @@ def test_allocations_follow_what_is_pending_and_can_be_stopped(tmp_path: Path) -
         tasks = lab.tasks(tmp_path)
         outcomes = {attempt["outcome"] for task in tasks for attempt in task["attempts"]}
         assert outcomes == {"completed"}, "who ran finished its task"
+
+
+def test_stop_can_be_said_again_and_means_no_job_of_others(tmp_path: Path) -> None:
+    cpu = ("--gpus-per-worker", "0", "--time", "30")
+    with cluster("--nodes", "2", "--cpus", "2") as lab:
+        init(lab, tmp_path, GATED, "seeds = 9")
+        lab.slurm("sbatch", "--array=1-1", "--output=/dev/null", "--wrap", "sleep 600")
+        lab.gpuledger("slurm", "start", "--workers", "3", *cpu, cwd=tmp_path)
+        wait_until(lambda: lab.counts(tmp_path)["running"] == 3, because="they run", timeout_s=60)
+        first = next(iter(lab.jobs())).partition("_")[0]
+        ledger = Ledger.open(tmp_path / ".gpuledger")
+        (ours,) = slurm_jobs.submissions(ledger)
+        stranger = str(int(ours.id) - 1)
+        assert first in (stranger, ours.id)
+        slurm_jobs.record(ledger, replace(ours, id=stranger, script="/other/cluster.sh"))
+
+        (victim,) = [job for job in lab.jobs() if job == f"{ours.id}_3"]
+        lab.slurm("scontrol", "requeuehold", "State=SpecialExit", victim)
+        wait_until(lambda: lab.jobs()[victim] == "SPECIAL_EXIT", because="it is held", timeout_s=60)
+        stopped = lab.gpuledger("slurm", "stop", cwd=tmp_path)
+        assert stopped == "Cancelled 1 waiting; 2 running finish their task and leave.\n"
+        again = lab.gpuledger("slurm", "stop", "--now", cwd=tmp_path)
+        assert again == "Cancelled 0 waiting; 2 running hand their task back.\n"
+        wait_until(lambda: list(lab.jobs()) == [f"{stranger}_1"], because="they left", timeout_s=60)
+        assert lab.counts(tmp_path)["running"] == 0
+        assert {task["state"] for task in lab.tasks(tmp_path)} == {"pending"}
+
+
+def test_an_allocation_that_could_not_be_recorded_records_itself(tmp_path: Path) -> None:
+    with cluster("--nodes", "1") as lab:
+        init(lab, tmp_path, GATED, "seeds = 2")
+        said = lab.gpuledger(
+            "slurm", "start", "--workers", "2", "--gpus-per-worker", "0", "--time", "30",
+            "--json", "--", "--hold", cwd=tmp_path,
+        )  # fmt: skip
+        job = json.loads(said.splitlines()[0])["job"]
+        ledger = Ledger.open(tmp_path / ".gpuledger")
+        (known,) = slurm_jobs.submissions(ledger)
+        ledger.store.write(lambda db: db.execute("DELETE FROM slurm_job"), operation="forget")
+        assert lab.gpuledger("slurm", "stop", "--now", cwd=tmp_path).startswith("Cancelled 0")
+        lab.slurm("scontrol", "release", job)
+        wait_until(lambda: lab.counts(tmp_path)["running"] == 2, because="they run", timeout_s=60)
+        (found,) = slurm_jobs.submissions(ledger)
+        assert (found.id, found.workers, found.script) == (job, 2, known.script)
+        assert "2 running" in lab.gpuledger("slurm", "stop", "--now", cwd=tmp_path)
+        wait_until(lambda: lab.jobs() == {}, because="they left", timeout_s=60)
+
+
+def test_what_is_asked_for_beats_what_the_profile_says(tmp_path: Path) -> None:
+    with cluster("--nodes", "1") as lab:
+        init(lab, tmp_path, SHORT, "seeds = 1")
+        lab.env = {**lab.env, "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "7"}
+        options = (
+            "--workers",
+            "1",
+            "--gpus-per-worker",
+            "0",
+            "--time",
+            "40",
+            "--partition",
+            "main",
+        )
+        partition = ("--partition", "main", "--", "--hold")
+        lab.gpuledger("slurm", "start", *options, *partition, cwd=tmp_path)
+        assert lab.slurm("squeue", "-h", "-o", "%P %l") == "main 40:00\n"
 
 
 def change_seeds(lab: Cluster, folder: Path, count: int) -> None:
