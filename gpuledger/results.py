@@ -101,6 +101,9 @@ def find_column(columns: Sequence[Column], name: str) -> Column:
     for column in columns:
         if (column.kind, column.key) == (kind, key):
             return column
+    for column in columns:  # of a choice where only its own kind is left
+        if column.key == name:
+            return column
     known = [column.name for column in columns]
     near = difflib.get_close_matches(name, known, n=1)
     has = f"they have {', '.join(known)}" if known else "they have none yet"

@@ -109,3 +109,14 @@ def test_a_terminal_gets_a_table_and_no_control_characters(
         assert r"\x1b[2Jevil" in shown
         assert "\x1b" not in shown
     assert lab.run("results").stdout == lab.run("results", "--format", "table").stdout
+
+
+def test_a_metric_named_as_a_parameter_has_a_column_of_its_own(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path / ".gpuledger")
+    lab.complete(lr=0.5, state=1)
+    lab.complete(lr=0.7)
+    table = lab.run("results", "--format", "table").stdout
+    heading = next(line for line in table.splitlines() if line.startswith("task"))
+    assert heading.split() == ["task", "state", "seed", "lr", "metric.lr", "metric.state"]
+    chosen = lab.run("results", "--format", "csv", "--metrics", "lr").stdout
+    assert chosen.splitlines()[0] == '"task","sweep","state","seed","lr","metric.lr"'

@@ -95,8 +95,8 @@ def results(
     many there were; NaN and infinities are not among them. NAMES are separated by commas.
 
     In CSV, all text is quoted and numbers are not; let a spreadsheet import it as text, since a
-    value may begin with "=" and is not changed. Where names meet, the columns are called
-    param.NAME and metric.NAME. Parquet has typed columns, and needs pyarrow.
+    value may begin with "=" and is not changed. A column whose name is taken is called
+    param.NAME or metric.NAME. Parquet has typed columns, and needs pyarrow.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ from gpuledger.display.drawing import Drawing
 from gpuledger.display.grid import Cell, Column, grid, left_out, plain, whole
 from gpuledger.display.text import number, one_line, several, value_text
 from gpuledger.model import TaskState
-from gpuledger.results import Group, Statistic
+from gpuledger.results import Group, Statistic, columns_of
 from gpuledger.views import TaskRecord
 
 PARAM_DIGITS = 6
@@ -137,12 +137,15 @@ def _columns(
         ),
         Column(heading="seed", rank=2, cells=[whole(str(r.seed)) for r in records], right=True),
     ]
+    every = columns_of(_names(record.params for record in records), metrics)
+    headings = {(column.kind, column.key): column.name for column in every}
     for name in params:
         cells = [_value(_param(record, name)) for record in records]
-        columns.append(_column(name, cells, rank=len(columns)))
+        columns.append(_column(headings["param", name], cells, rank=len(columns)))
     for name in metrics:
         texts = [_text(record.result or {}, name, digits=4) for record in records]
-        columns.append(_column(name, [_value(text) for text in texts], rank=len(columns)))
+        cells = [_value(text) for text in texts]
+        columns.append(_column(headings["metric", name], cells, rank=len(columns)))
     return columns
 
 
