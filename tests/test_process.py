@@ -769,7 +769,9 @@ def test_a_ctrl_c_while_a_task_is_started_is_not_for_the_task(
 
 def test_a_hook_does_not_keep_a_worker_that_must_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "HOOK_HURRY_S", 0.0)
-    told = run_hook("cat > /dev/null; exec sleep 60", "x" * 1_000_000, timeout_s=50, hurry=lambda: True)
+    told = run_hook(
+        "cat > /dev/null; exec sleep 60", "x" * 1_000_000, timeout_s=50, hurry=lambda: True
+    )
     assert told == "the hook was killed: its worker must leave"
 
 
