@@ -405,7 +405,10 @@ def run_hook(
         hurry: Whether this process must end; the hook gets HOOK_HURRY_S from then on.
         env: The whole environment; None means this process's.
     """
-    file = os.fdopen(os.memfd_create("message"), "w+b")  # no pipe: nobody has to go on writing
+    try:  # no pipe: nobody has to go on writing
+        file = os.fdopen(os.memfd_create("message"), "w+b")
+    except OSError as error:
+        return f"the hook could not be started: {error}"
     file.write(message.encode(errors="replace"))
     file.seek(0)
     try:

@@ -253,9 +253,17 @@ def _overriding(script: Path) -> frozenset[str]:
     sbatch(1), 'INPUT ENVIRONMENT VARIABLES': they beat #SBATCH lines, and a profile may set some
     as a default.
     """
-    lines = re.findall(r"^#SBATCH --([a-z-]+)", script.read_text(encoding="utf-8"), re.MULTILINE)
-    names = {f"SBATCH_{line.upper().replace('-', '_')}" for line in lines}
-    return frozenset(names | {"SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SBATCH_NO_REQUEUE"})
+    said = re.findall(r"^#SBATCH --([a-z-]+)", script.read_text(encoding="utf-8"), re.MULTILINE)
+    usual = {f"SBATCH_{name.upper().replace('-', '_')}" for name in said}
+    return frozenset(usual | {NAMED_OTHERWISE[name] for name in said if name in NAMED_OTHERWISE})
+
+
+NAMED_OTHERWISE: Mapping[str, str] = {
+    "time": "SBATCH_TIMELIMIT",
+    "array": "SBATCH_ARRAY_INX",
+    "requeue": "SBATCH_NO_REQUEUE",
+    "mem": "SBATCH_MEM_PER_NODE",
+}
 
 
 def queue(job_ids: Sequence[str]) -> list[Job]:

@@ -26,7 +26,15 @@ from gpuledger.allocation import (
     place_of,
 )
 from gpuledger.errors import BadUsage
-from gpuledger.slurm import Job, Request, dead_in_a_row, outside_a_job, parse_queue, render
+from gpuledger.slurm import (
+    Job,
+    Request,
+    _overriding,
+    dead_in_a_row,
+    outside_a_job,
+    parse_queue,
+    render,
+)
 from gpuledger.slurm_jobs import Change, Submission, WorkerFacts, plan
 from tests.helpers import ManualClock
 from tests.shell import gpuledger, write_sweep
@@ -239,6 +247,16 @@ def test_a_worker_is_out_before_slurm_kills_it(kill_wait_s: float | None, within
 def test_what_would_break_a_submission_is_not_passed_on(words: list[str]) -> None:
     with pytest.raises(BadUsage, match=r"cannot be passed on to sbatch: .*nothing was submitted"):
         script(Path("/l"), extra=tuple(words))
+
+
+def test_what_the_script_does_not_say_the_profile_may(tmp_path: Path) -> None:
+    path = tmp_path / "workers.sh"
+    path.write_text(script(tmp_path, options={"partition": "gpu"}, extra=("--mail-type=END",)))
+    found = _overriding(path)
+    assert {"SBATCH_PARTITION", "SBATCH_MAIL_TYPE", "SBATCH_NO_REQUEUE"} <= found
+    assert not {"SBATCH_TIMELIMIT", "SBATCH_ACCOUNT", "SBATCH_MEM_PER_NODE"} & found
+    path.write_text(script(tmp_path, options={"time": "10", "mem": "1G"}))
+    assert {"SBATCH_TIMELIMIT", "SBATCH_MEM_PER_NODE"} <= _overriding(path)
 
 
 def test_what_a_job_submits_knows_nothing_of_that_job() -> None:
