@@ -14,7 +14,7 @@ from gpuledger.backups import Keeper
 from gpuledger.clock import Clock
 from gpuledger.company import Company
 from gpuledger.display.lines import claimed_line, ended_line
-from gpuledger.display.text import one_line
+from gpuledger.display.text import one_line, several
 from gpuledger.errors import LeaseLost, LedgerError
 from gpuledger.gpu_gate import GpuGate
 from gpuledger.heartbeat import beat_path, written_at
@@ -165,7 +165,7 @@ class Worker:
         self._launcher = Launcher(say=say, clock=clock)
         self._origins = OriginReader(ledger.folder, environ=tools.environ, clock=clock)
         self._nudge = self._told_nudge = ledger.store.last_nudge()
-        self._drain_told = False
+        self._drain_told = self._held_told = False
         self._outlook_s = -LOOK_AGAIN_S
         self._outlook_seen: int | None = None
         self._cool_downs = 0
@@ -297,6 +297,7 @@ class Worker:
             if self._readiness.told is None:
                 unfit = found.misfits and not found.pending
                 self._pulse.note("no pending task fits" if unfit else None)
+            self._tell_held(found)
             return False
         self._tell_misfits(found)
         for sweep in found.broken:
@@ -305,6 +306,14 @@ class Worker:
                 f"see 'gpuledger status', then 'gpuledger resume {sweep}'"
             )
         return True
+
+    def _tell_held(self, found: NothingToDo) -> None:
+        """Say, once until it changes, that an operator's pause is what this worker waits for."""
+        waits = bool(found.held) and not found.pending and not found.running
+        if waits and not self._held_told:
+            tasks = several(found.held, "pending task")
+            self._say(f"{tasks} of paused sweeps: waiting ('gpuledger resume' lets them go on)")
+        self._held_told = waits
 
     def _tell_misfits(self, found: NothingToDo) -> None:
         for sweep, why in found.misfits.items():

@@ -26,9 +26,11 @@ from gpuledger.allocation import (
     place_of,
 )
 from gpuledger.errors import BadUsage
+from gpuledger.ledger import Ledger
 from gpuledger.slurm import (
     Job,
     Request,
+    SlurmFailed,
     _overriding,
     dead_in_a_row,
     outside_a_job,
@@ -36,7 +38,7 @@ from gpuledger.slurm import (
     render,
 )
 from gpuledger.slurm_jobs import Change, Submission, WorkerFacts, plan
-from tests.helpers import ManualClock
+from tests.helpers import ManualClock, identity, spec
 from tests.shell import gpuledger, write_sweep
 
 HOSTILE = ["$(touch pwned)", "`touch pwned`", "; touch pwned", "a b", "ü", "'", '"', "-rf", "*"]
@@ -395,3 +397,71 @@ def test_without_slurm_there_is_one_clear_sentence(tmp_path: Path) -> None:
 def test_a_worker_outside_slurm_knows_no_allocation() -> None:
     assert slurm.tasks_of("5", 2) == ["5_1", "5_2"]
     assert place_of({"SLURM_JOB_ID": ""}) is None
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, *problems: str | None) -> list[tuple[str, ...]]:
+    """Let Slurm's commands fail so, one after the other; return what was called."""
+    called: list[tuple[str, ...]] = []
+    left = list(problems)
+
+    def call(*command: str, without: frozenset[str] = frozenset()) -> None:
+        called.append(command)
+        problem = left.pop(0)
+        if problem is not None:
+            raise SlurmFailed(problem)
+
+    monkeypatch.setattr(slurm, "call", call)
+    monkeypatch.setattr(slurm, "REQUEUE_PAUSE_S", 0.0)
+    return called
+
+
+def test_a_refused_requeue_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = refusing(monkeypatch, "unable to contact it", "unable to contact it", None)
+    slurm.requeue("9_1")
+    assert called == [("scontrol", "requeue", "9_1")] * 3
+
+
+def test_a_requeue_that_may_have_been_heard_is_not_said_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = refusing(monkeypatch, "'scontrol' did not answer for 60 s")
+    with pytest.raises(SlurmFailed):
+        slurm.requeue("9_1")
+    assert len(called) == 1
+
+
+def test_what_could_not_be_cancelled_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, "Kill job error on job id 9: Invalid job id specified", "no controller")
+    slurm.cancel(["9"])
+    with pytest.raises(SlurmFailed):
+        slurm.cancel(["9"])
+
+
+def test_what_is_submitted_while_an_operator_stops_all_is_stopped_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger.create(tmp_path / ".gpuledger")
+    ledger.add_sweep(spec(points=5))
+    (ledger.folder / "slurm").mkdir()
+    own = Submission(id="9", at=1.0, workers=1, script="/l/w.sh", autoscale=4)
+    slurm_jobs.record(ledger, own)
+    job = Job(id="9_1", state="RUNNING", reason="", node="n1", script="/l/w.sh")
+    cancelled: list[list[str]] = []
+
+    def submit(script: Path, *, array: str) -> str:
+        slurm_jobs.stop(ledger, now=False)
+        cancelled.clear()
+        return "10"
+
+    monkeypatch.setattr(slurm, "queue", lambda jobs: [job])
+    monkeypatch.setattr(slurm, "submit", submit)
+    monkeypatch.setattr(slurm, "cancel", lambda jobs, *more: cancelled.append(list(jobs)))
+    allocation = Allocation(Place(job="9_1", node="n1"), ask=lambda: None, clock=ManualClock())
+    said: list[str] = []
+    slurm_jobs.balance(ledger, identity(), (), allocation, said.append, leaving=False)
+    assert cancelled == [["10"]]
+    assert {found.id: found.stopped for found in slurm_jobs.submissions(ledger)} == {
+        "9": True,
+        "10": True,
+    }
+    assert "cancelled job 10" in said[-1]

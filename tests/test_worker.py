@@ -460,6 +460,24 @@ def test_a_failure_on_a_full_disk_is_no_failure_and_no_task_starts_until_there_i
     assert begun[:-2] == [1] * len(begun[:-2]), "nothing began while it was full"
 
 
+def test_a_worker_that_waits_for_an_operator_says_so_once(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=2))
+    ledger.pause("exp")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "paused sweeps" in line:
+            ledger.resume("exp")
+
+    with told_to_leave_in_time() as signals:
+        leaving(ledger, signals, say=say).run()
+        assert not signals.terminates
+    waiting = "2 pending tasks of paused sweeps: waiting ('gpuledger resume' lets them go on)"
+    assert [line for line in said if "paused" in line] == [waiting]
+    assert {task.state for task in ledger.tasks()} == {TaskState.COMPLETED}
+
+
 def test_a_task_that_knows_better_fails_on_a_full_disk_as_well(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
