@@ -280,10 +280,11 @@ def _set_params(db: sqlite3.Connection, row: sqlite3.Row, params: Params) -> Non
             " AND other.seed = task.seed AND other.digest = ? WHERE task.id = ?",
             (params_digest(after), row["id"]),
         ).fetchone()
-        name = queries.names_of(db, [twin["id"]])[0] if twin else "another task"
+        (name,) = queries.names_of(db, [row["id"]])
+        other = queries.names_of(db, [twin["id"]])[0] if twin else "another task"
         raise BadSweepFile(
-            f"{name} has these parameters already; nothing was changed",
-            hint="cancel the failed one instead of changing it",
+            f"{name} would have the same parameters as {other}; nothing was changed",
+            hint="cancel one of them instead of changing it",
         ) from error
 
 

@@ -151,7 +151,9 @@ def _require_distribution(name: Any) -> None:
         raise BadDomain(f"is {name!r} without {word!r}", hint=f"say {word} = ...")
     known = _makers()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        plain = name.replace("_", "").replace("-", "")
+        near = [each for each in known if each.replace("_", "").startswith(plain)]  # "loguniform"
+        near = near or difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         raise BadDomain(f"has an unknown distribution {shown(name)}", hint=hint)
 

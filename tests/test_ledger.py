@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpuledger.claims import FIRST_PENDING
-from gpuledger.errors import LeaseLost, UnknownTask
+from gpuledger.errors import BadSweepFile, LeaseLost, UnknownTask
 from gpuledger.ledger import Ledger
 from gpuledger.model import Claim, Ending, NothingToDo, Outcome, TaskState, WorkerIdentity
 from gpuledger.selection import Selection
@@ -796,3 +796,16 @@ def test_events_tell_the_story_in_order(ledger: Ledger) -> None:
 
     assert kinds == ["sweep_added", "worker_started", "started", "failed", "worker_left"]
     assert ledger.events(after=ledger.latest_event()) == []
+
+
+def test_two_tasks_that_a_correction_would_make_equal_are_both_named(ledger: Ledger) -> None:
+    ledger.add_sweep(spec(points=2, max_attempts=1))
+    worker = ledger.register(identity())
+    for _ in range(2):
+        ledger.fail(claim(ledger, worker).token, failure())
+    with pytest.raises(BadSweepFile) as told:
+        ledger.retry(Selection(states=frozenset({TaskState.FAILED})), params={"lr": 7})
+    assert told.value.problem == (
+        "exp_1_0 would have the same parameters as exp_0_0; nothing was changed"
+    )
+    assert [task.params for task in ledger.tasks()] == [{"lr": 0}, {"lr": 1}]

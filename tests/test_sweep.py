@@ -240,6 +240,8 @@ BAD = {
         "line 3", "infinitely many", "random"),
     'command = "x"\n[parameters]\nlr = {distribution = "beta"}': (
         "line 3", "unknown distribution", "uniform"),
+    'command = "x"\n[parameters]\nlr = {distribution = "loguniform"}': (
+        "line 3", "unknown distribution", "did you mean log_uniform_values?"),
     'command = "x"\n[parameters]\nlr = {distribution = "normal", sigma = 0}': (
         "line 3", "above 0", ""),
     'command = "x"\n[parameters]\nlr = {valuse = [1]}': ("line 3", "valuse", "did you mean value"),
