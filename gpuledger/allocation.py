@@ -163,6 +163,7 @@ class Allocation:
 
 LONGEST_GRACE_S = 15.0
 LEAVE_WITHIN_S = 22.0
+"""After a SIGTERM: it is out within 25 s. Many that are told at once have to queue meanwhile."""
 
 
 def leaving_grace_s(kill_wait_s: float | None) -> float:

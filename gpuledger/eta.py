@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpuledger.heartbeat import SILENT_S
+from gpuledger.heartbeat import is_silent
 from gpuledger.views import Snapshot, SweepView, WorkerView
 
 TELLING_SHARE = 0.05
@@ -27,7 +27,8 @@ class Estimate:
 
 def with_etas(bare: Snapshot) -> Snapshot:
     """Return the snapshot with the time that is left, for each sweep and for all of them."""
-    workers = [worker for worker in bare.workers if not _is_silent(worker)]
+    # Who is silent may be dead: what it runs gets no further, as far as anybody knows.
+    workers = [worker for worker in bare.workers if not is_silent(worker.heartbeat_age_s)]
     estimates = [estimate(view, workers) for view in bare.sweeps]
     sweeps = tuple(
         replace(view, eta_s=None if left is None else left.until_s)
@@ -61,11 +62,6 @@ def estimate(view: SweepView, workers: Sequence[WorkerView]) -> Estimate | None:
     soonest_s = min(lefts_s, default=0.0) if len(running) >= len(workers) else 0.0
     last_s = soonest_s + mean_s if pending else 0.0
     return Estimate(work_s=work_s, until_s=max(work_s / len(workers), last_s, *lefts_s))
-
-
-def _is_silent(worker: WorkerView) -> bool:
-    """Tell whether it is perhaps dead: what it runs gets no further, as far as anybody knows."""
-    return worker.heartbeat_age_s is not None and worker.heartbeat_age_s > SILENT_S
 
 
 def _mean_s(view: SweepView, running: Sequence[WorkerView]) -> float | None:

@@ -44,6 +44,11 @@ MISSING = b""
 """What a reader gets for a file that is not there although its folder can be read."""
 
 
+def is_silent(age_s: float | None) -> bool:
+    """Tell whether a last sign of life is so old that its worker may be dead; None: not known."""
+    return age_s is not None and age_s > SILENT_S
+
+
 class Verdict(Enum):
     """What a reader may conclude."""
 

@@ -222,7 +222,7 @@ class Launcher:
                     warm.forks += 1
                     self._deaths = self._stales = 0
                 return task or _cold(order)
-            if heard is not None and heard == (ours, b""):
+            if heard == (ours, b""):
                 heard = _hear([warm.line], 0.0) or heard  # its last words, if any
         if heard is None:
             self._learn(b"", plan, why=f"it did not answer within {ANSWER_WAIT_S:g} s")

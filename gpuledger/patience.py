@@ -32,9 +32,6 @@ LONGEST_BACKOFF_S = 30.0
 HASTY_LOCK_S = 2.0
 """How long a worker that must leave waits for the ledger at least."""
 
-LEAVE_WITHIN_S = 22.0
-"""After a SIGTERM: it is out within 25 s. Many that are told at once have to queue meanwhile."""
-
 
 class Patience:
     """One worker's way of asking the ledger, whatever becomes of it meanwhile."""
@@ -46,7 +43,7 @@ class Patience:
         signals: Signals,
         clock: Clock,
         say: Callable[[str], None],
-        leave_within_s: float = LEAVE_WITHIN_S,
+        leave_within_s: float,
     ) -> None:
         """Ask for one worker.
 
@@ -112,7 +109,7 @@ class Patience:
 
     def is_over(self) -> bool:
         """Tell whether the worker must leave now, whatever it has not told the ledger."""
-        return bool(self._signals.terminates or self._signals.interrupts >= 2)
+        return self._signals.must_leave
 
 
 def backoffs() -> Iterator[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection
 
 from gpuledger.clock import Clock
@@ -56,9 +55,7 @@ class Readiness:
 
     def is_open(self, sharers: Collection[str]) -> bool:
         """Tell whether the next task may start, without a word to anybody."""
-        if self._room.closed() is not None:
-            return False
-        return self._gate is None or self._gate.standing(sharers).closed is None
+        return self._standing(sharers).closed is None
 
     def may_start(self, sharers: Collection[str]) -> bool:
         """Tell whether the next task may start; if not, say why, here and in `status`."""
@@ -101,11 +98,12 @@ class Readiness:
         now_s = self._clock.boottime()
         if self._stands_back == (why is not None) or now_s < self._tell_again_s:
             return
-        self._tell_again_s = now_s + STAND_BACK_S  # where the ledger cannot be written
-        with contextlib.suppress(LedgerError):
+        try:
             self._ledger.stand_back(self._me.nonce, why)
+        except LedgerError:  # not each time that somebody looks
+            self._tell_again_s = now_s + STAND_BACK_S
+        else:
             self._stands_back = why is not None
-            self._tell_again_s = now_s
 
 
 def _without_numbers(text: str) -> str:

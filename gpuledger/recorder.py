@@ -163,16 +163,16 @@ class Recorder:
             try:
                 settled = self._settle(hold=self._how_many())
                 break
-            except LeaseLost:
-                raise
-            except LedgerError as error:
-                if not told:
-                    self.keep()
-                if not isinstance(error, OUT_OF_REACH):
-                    raise
+            except OUT_OF_REACH as error:
                 if not told:
                     self._tell_trying_on(error)
+                    self.keep()
                     told = True
+            except LeaseLost:
+                raise
+            except LedgerError:
+                self.keep()
+                raise
             if self._patience.is_over():
                 self._leave_it_to_the_next()
                 return None

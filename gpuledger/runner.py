@@ -295,7 +295,7 @@ def _died_with_us(ended: Exit | None, around: Surroundings, *, ran_s: float) -> 
         _wait_to_be_told(around, TOGETHER_S)
     elif around.shares_signals:
         _wait_to_be_told(around, min(BRIEF_SHARE * ran_s, TOGETHER_S))
-    if _is_told_to_leave(around):
+    if around.signals.must_leave:
         return Verdict(outcome=Outcome.INTERRUPTED, error="stopped with its worker", grace_s=0.0)
     return None
 
@@ -303,15 +303,11 @@ def _died_with_us(ended: Exit | None, around: Surroundings, *, ran_s: float) -> 
 def _wait_to_be_told(around: Surroundings, wait_s: float) -> None:
     """Give this process's own signal the time to come; others (SIGCHLD) end no wait of this."""
     until_s = around.clock.boottime() + wait_s
-    while not _is_told_to_leave(around):
+    while not around.signals.must_leave:
         left_s = until_s - around.clock.boottime()
         if left_s <= 0:
             return
         around.signals.wait(left_s)
-
-
-def _is_told_to_leave(around: Surroundings) -> bool:
-    return bool(around.signals.terminates or around.signals.interrupts >= 2)
 
 
 def _hurry(around: Surroundings) -> Hurry:
@@ -326,7 +322,7 @@ def _hurry(around: Surroundings) -> Hurry:
         nonlocal told_s
         around.signals.wait(timeout_s)
         now_s = around.clock.boottime()
-        if told_s is None and _is_told_to_leave(around):
+        if told_s is None and around.signals.must_leave:
             told_s = now_s
         waited_s = 0.0 if told_s is None else now_s - told_s
         return waited_s > around.leaving_grace_s or around.signals.interrupts >= 3

@@ -54,6 +54,11 @@ class Signals:
         return self._counts[signal.SIGTERM] + self._counts[signal.SIGHUP]
 
     @property
+    def must_leave(self) -> bool:
+        """Whether this process must leave now, handing back what runs: SIGTERM, or Ctrl-C twice."""
+        return bool(self.terminates or self.interrupts >= 2)
+
+    @property
     def terminated_s(self) -> float | None:
         """When the first of those came, on this machine's clock since boot; None: none came."""
         return self._terminated_s

@@ -272,7 +272,8 @@ def balance(
                 job = slurm.submit(Path(own.script), array=tasks)
                 record(ledger, replace(own, id=job, at=ledger.now(), workers=change.submit))
                 say(f"Slurm: submitted {change.submit} more allocations (job {job})")
-                if is_stopped(ledger, mine):  # by somebody who did not know of these
+                now = submission_of(ledger, mine)
+                if now is not None and now.stopped:  # by somebody who did not know of these
                     record(ledger, replace(own, id=job, workers=change.submit, stopped=True))
                     slurm.cancel([job])
                     say(f"Slurm: cancelled job {job}: 'gpuledger slurm stop' came meanwhile")
@@ -335,7 +336,7 @@ def may_come_back(
         allocation: Its own.
         drained: It was told to claim no more; if that was not Slurm, an operator meant it.
     """
-    own = _own(submissions(ledger), allocation.place.job)
+    own = submission_of(ledger, allocation.place.job)
     if own is None or own.stopped or (drained and not allocation.ends_soon()):
         return False
     if allocation.whole_s is None or allocation.whole_s < LAST_CALL_S:
@@ -358,15 +359,9 @@ def adopt(ledger: Ledger, place: Place, *, script: str | None, workers: int) -> 
     record(ledger, Submission(id=number, at=ledger.now(), workers=workers, script=script))
 
 
-def is_unknown(ledger: Ledger, job: str) -> bool:
-    """Tell whether no submission is recorded that an array task belongs to."""
-    return _own(submissions(ledger), job) is None
-
-
-def is_stopped(ledger: Ledger, job: str) -> bool:
-    """Tell whether an operator stopped the submission that an array task belongs to."""
-    own = _own(submissions(ledger), job)
-    return own is not None and own.stopped
+def submission_of(ledger: Ledger, job: str) -> Submission | None:
+    """Return the submission that an array task belongs to, or None when none is recorded."""
+    return _own(submissions(ledger), job)
 
 
 def _own(known: Sequence[Submission], job: str) -> Submission | None:

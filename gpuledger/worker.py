@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from traceback import format_exception, format_exception_only
 
 from gpuledger import runner
-from gpuledger.allocation import Allocation
+from gpuledger.allocation import LEAVE_WITHIN_S, Allocation
 from gpuledger.backups import Keeper
 from gpuledger.clock import Clock
 from gpuledger.company import Company
@@ -33,7 +33,7 @@ from gpuledger.model import (
 )
 from gpuledger.origin import Origin
 from gpuledger.origin_reader import PATIENCE_S, OriginReader, Start
-from gpuledger.patience import AT_THE_START, LEAVE_WITHIN_S, OUT_OF_REACH, Patience
+from gpuledger.patience import AT_THE_START, OUT_OF_REACH, Patience
 from gpuledger.process import CannotStart
 from gpuledger.pulse import Pulse
 from gpuledger.readiness import Readiness

@@ -17,6 +17,7 @@ from gpuledger.ledger import Ledger
 from gpuledger.locks import read_holder
 from tests.helpers import wait_until
 from tests.shell import (
+    Background,
     environment,
     gpuledger,
     processes_with,
@@ -26,6 +27,7 @@ from tests.shell import (
     worker,
     write_sweep,
 )
+from tests.test_guard import state
 
 RECORD = """
 import json, os, sys, time
@@ -351,18 +353,23 @@ def test_a_worker_told_to_leave_hands_its_task_back_uncounted(
     assert not is_running(records(tmp_path / "record.jsonl")[0]["pid"])
 
 
+def end_task_then_worker(folder: Path, only: Background) -> None:
+    """Send SIGTERM to a task and, once its death is known, to its worker."""
+    wait_until(lambda: records(folder / "record.jsonl"), because="the task did not start")
+    pid = records(folder / "record.jsonl")[0]["pid"]
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), because="the worker knows of it")
+    only.send(signal.SIGTERM)
+    assert only.wait(timeout_s=25) == 130
+
+
 def test_a_task_that_a_cluster_ended_a_moment_before_its_worker_is_not_charged(
     tmp_path: Path,
 ) -> None:
     """Slurm's linuxproc sends its TERM to both, and the task's death may be the first news."""
     start_sweep(tmp_path, SLEEPER, 'command = "python -I -S train.py"\n')
     with worker("--cpu", cwd=tmp_path) as only:
-        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
-        pid = records(tmp_path / "record.jsonl")[0]["pid"]
-        os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), because="the worker knows of it")
-        only.send(signal.SIGTERM)
-        assert only.wait(timeout_s=25) == 130
+        end_task_then_worker(tmp_path, only)
     task = tasks(tmp_path)["exp_0_0"]
     assert outcomes(task) == [("alpha", "interrupted")]
     assert task["failures"] == 0
@@ -415,18 +422,13 @@ def test_usr1_claims_nothing_more(tmp_path: Path) -> None:
     assert states(tmp_path)["pending"] == 1
 
 
-def process_state(pid: int) -> str:
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    return stat[stat.rindex(")") + 2]
-
-
 def test_ctrl_z_stops_a_worker_that_waits_at_once_and_never_later(tmp_path: Path) -> None:
     start_sweep(tmp_path, "record(event='ran')\n", 'command = "python -I -S train.py"\n')
     with worker("--cpu", "--wait", cwd=tmp_path) as only:
         wait_until(lambda: states(tmp_path)["completed"] == 1, because="it has nothing to do")
         only.send(signal.SIGTSTP)
         pid = only.process.pid
-        wait_until(lambda: process_state(pid) == "T", because="Ctrl-Z stops it")
+        wait_until(lambda: state(pid) == "T", because="Ctrl-Z stops it")
         only.send(signal.SIGCONT)
         more = 'command = "python -I -S train.py"\nseeds = 2\n'
         start_sweep(tmp_path, "record(event='ran')\n", more)
@@ -442,12 +444,7 @@ def test_slurms_term_may_end_a_task_with_any_code_before_its_worker_hears(tmp_pa
         'command = "python -I -S train.py"\n',
     )
     with worker("--cpu", cwd=tmp_path, SLURM_JOB_ID="7", SLURMD_NODENAME="n1") as only:
-        wait_until(lambda: records(tmp_path / "record.jsonl"), because="the task did not start")
-        pid = records(tmp_path / "record.jsonl")[0]["pid"]
-        os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), because="the worker knows of it")
-        only.send(signal.SIGTERM)
-        assert only.wait(timeout_s=25) == 130
+        end_task_then_worker(tmp_path, only)
     (attempt,) = tasks(tmp_path)["exp_0_0"]["attempts"]
     assert attempt["outcome"] == "interrupted"
 

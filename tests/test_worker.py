@@ -257,11 +257,9 @@ def test_where_slurm_signals_the_task_as_well_a_success_may_be_none(
     told_s = clock.boottime() + told_after_s
 
     class Told:
-        interrupts = 0
-
         @property
-        def terminates(self) -> int:
-            return int(clock.boottime() >= told_s)
+        def must_leave(self) -> bool:
+            return clock.boottime() >= told_s
 
         def wait(self, timeout_s: float) -> None:
             clock.advance(min(timeout_s, 0.01))

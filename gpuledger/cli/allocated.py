@@ -61,18 +61,18 @@ def enter_allocation(
 ) -> bool:
     """Let allocations follow what is pending; False: an operator has stopped this one."""
     try:
+        own = slurm_jobs.submission_of(ledger, allocation.place.job)
         workers = os.environ.get("SLURM_ARRAY_TASK_MAX", "")
-        if slurm_jobs.is_unknown(ledger, allocation.place.job) and workers.isdigit():
+        if own is None and workers.isdigit():
             slurm_jobs.adopt(
                 ledger,
                 allocation.place,
                 script=slurm.script_of(allocation.place.job),
                 workers=int(workers),
             )
-        stopped = slurm_jobs.is_stopped(ledger, allocation.place.job)
     except LedgerError:
         return True  # the worker waits for the ledger, and says so
-    if stopped:
+    if own is not None and own.stopped:
         note("stopped by 'gpuledger slurm stop' before it began")
         return False
     slurm_jobs.balance(ledger, me, sweeps, allocation, note, leaving=False)

@@ -20,7 +20,7 @@ from gpuledger.display.text import (
     percent,
     several,
 )
-from gpuledger.heartbeat import SILENT_S
+from gpuledger.heartbeat import is_silent
 from gpuledger.views import WorkerView
 
 METRICS_SHOWN = 3
@@ -59,15 +59,12 @@ def is_idle_gpu(worker: WorkerView, claimable: int) -> bool:
     return worker.has_gpu and worker.task is None and worker.note is None and claimable > 0
 
 
-def is_silent(worker: WorkerView) -> bool:
-    """Tell whether its last sign of life is so old that it deserves a word."""
-    return worker.heartbeat_age_s is not None and worker.heartbeat_age_s > SILENT_S
-
-
 def _most_striking(workers: Sequence[WorkerView], claimable: int, count: int) -> list[int]:
     def is_plain(i: int) -> bool:
         worker = workers[i]
-        return not (is_silent(worker) or worker.note or is_idle_gpu(worker, claimable))
+        return not (
+            is_silent(worker.heartbeat_age_s) or worker.note or is_idle_gpu(worker, claimable)
+        )
 
     return sorted(range(len(workers)), key=is_plain)[:count]
 
@@ -183,7 +180,7 @@ def _seen(worker: WorkerView) -> str:
 
 def _note(worker: WorkerView) -> Cell | None:
     parts = []
-    if is_silent(worker):
+    if is_silent(worker.heartbeat_age_s):
         parts.append(f"silent for {duration(worker.heartbeat_age_s)}")
     if worker.note:
         parts.append(one_line(worker.note))

@@ -290,18 +290,10 @@ def test_what_is_asked_for_beats_what_the_profile_says(tmp_path: Path) -> None:
     with cluster("--nodes", "1") as lab:
         init(lab, tmp_path, SHORT, "seeds = 1")
         lab.env = {**lab.env, "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "7"}
-        options = (
-            "--workers",
-            "1",
-            "--gpus-per-worker",
-            "0",
-            "--time",
-            "40",
-            "--partition",
-            "main",
-        )
-        partition = ("--partition", "main", "--", "--hold")
-        lab.gpuledger("slurm", "start", *options, *partition, cwd=tmp_path)
+        lab.gpuledger(
+            "slurm", "start", "--workers", "1", "--gpus-per-worker", "0", "--time", "40",
+            "--partition", "main", "--", "--hold", cwd=tmp_path,
+        )  # fmt: skip
         assert lab.slurm("squeue", "-h", "-o", "%P %l") == "main 40:00\n"
 
 
